@@ -1,0 +1,136 @@
+"""Turns that share nothing: ``with db.transaction()`` blocks, and exclusive work (PRAGMA, VACUUM, DDL, scripts).
+
+A block has the connection to itself from BEGIN to COMMIT and commits alone, so a slow body delays only those behind it
+and holds back nobody's acknowledgement.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from safedb import errors
+from safedb.config import ResolvedRetryPolicy
+from safedb.retry import classify
+from safedb.sqlite.driver import sqlite3
+from safedb.sqlite.groups import Groups, Job
+from safedb.sqlite.session import Session
+from safedb.sqlite.turns import HOLDING, Turns
+from safedb.sqlite.writer import DRIVER_ERRORS, RUNNING, Writer
+from safedb.stats import Counters, Hooks, Overrun
+
+T = TypeVar("T")
+
+
+class Block(Job):
+    """Be one block: a turn, an open transaction and the session that the user's code works with."""
+
+    __slots__ = ("session",)
+
+    kind = "a transaction block"
+    session: Session
+
+
+class Exclusive(Job):
+    """Be one piece of exclusive work."""
+
+    kind = "exclusive work (DDL, PRAGMA, a script, a checkpoint)"
+
+
+class Blocks:
+    """Give blocks and exclusive work their turns."""
+
+    def __init__(self, turns: Turns, groups: Groups, writer: Writer, counters: Counters, hooks: Hooks) -> None:
+        self._turns = turns
+        self._groups = groups
+        self._writer = writer
+        self._counters = counters
+        self._hooks = hooks
+
+    def begin(self, deadline: float, policy: ResolvedRetryPolicy) -> Block:
+        """Take a turn and open a transaction; `commit` or `rollback` must follow, in the same thread."""
+        block = Block(deadline, policy)
+        try:
+            self.take(block)
+            self._writer.begin(deadline, policy)
+            block.session = Session(self._writer, deadline=deadline)
+            block.session.open()
+        except BaseException:
+            self._abandon(block)
+            raise
+        return block
+
+    def commit(self, block: Block) -> None:
+        """Commit, and give up the turn in any case. When this returns the block's writes are durable.
+
+        An exception from outside (KeyboardInterrupt) that comes after COMMIT has succeeded carries a note that says so.
+        """
+        writer = self._writer
+        committing = False
+        try:
+            block.session.end()
+            if not writer.in_transaction:
+                raise errors.TransactionAborted(
+                    f"an error ended the transaction on {writer.name}; nothing of it was kept"
+                )
+            late = time.monotonic() - block.deadline
+            committing = True
+            writer.commit()
+            self._counters.committed(1)
+        except sqlite3.Error as error:
+            committing = False
+            raise writer.failed_commit(error) from error
+        except BaseException as interrupt:
+            if committing and not writer.in_transaction:
+                interrupt.add_note("safedb: the transaction that this interrupted is committed")
+            raise
+        finally:
+            self._abandon(block)
+        if late > 0:
+            self._hooks.emit(Overrun(writer.name, "the body of a transaction block", late))
+
+    def rollback(self, block: Block) -> None:
+        """Roll back and give up the turn. Never raises; idempotent."""
+        self._abandon(block)
+
+    @contextmanager
+    def exclusive(self, deadline: float, policy: ResolvedRetryPolicy) -> Iterator[Writer]:
+        """Lend the writer's connection, outside a transaction, watched until ``deadline``."""
+        job = Exclusive(deadline, policy)
+        writer = self._writer
+        try:
+            self.take(job)
+            writer.lock(deadline)
+            writer.watch.enter(RUNNING, deadline)
+            yield writer
+        finally:
+            self._abandon(job)
+
+    def alone(self, deadline: float, policy: ResolvedRetryPolicy, work: Callable[[Writer], T], *, doing: str) -> T:
+        """Run ``work`` outside a transaction; wait for programs that do not know safedb, and classify what it raises."""
+        with self.exclusive(deadline, policy) as writer:
+            try:
+                try:
+                    return work(writer)
+                except sqlite3.Error as error:
+                    if not writer.may_begin_again(error) or time.monotonic() >= deadline:
+                        raise
+                result: T = writer.wait_for_foreigners(lambda: work(writer), deadline, policy)
+                return result
+            except DRIVER_ERRORS as error:
+                raise classify(error, doing=doing) from error
+
+    def take(self, job: Job) -> None:
+        """Take a turn by the job's deadline, or raise."""
+        if self._turns.take(job, job.deadline) is not HOLDING or time.monotonic() >= job.deadline:
+            raise self._groups.too_late(job)
+        self._groups.note_turn(job)
+
+    def _abandon(self, job: Job) -> None:
+        """Roll back what is open, let others write. Idempotent; does nothing for a job that has no turn."""
+        if self._turns.holder is job:
+            self._writer.rollback()
+            self._writer.release()
+        self._turns.leave(job)

@@ -1,0 +1,130 @@
+"""Checkpoints: moving the WAL's content into the database, on the keeper's thread.
+
+``wal_autocheckpoint`` is off: it would run inside some caller's COMMIT (H37), and without the write lock, which is
+what races on SQLite versions with the WAL-reset bug (H1, H2). Here the writer's own connection checkpoints, in a turn of
+its own and with the side files held, so that a checkpoint and a commit never overlap, in this process or another.
+
+When: the live frames are not visible from outside (the file keeps its high-water mark), so they are estimated from the
+commits since the last checkpoint and from what that checkpoint answered about the size of the commits before it.
+PASSIVE (https://sqlite.org/pragma.html#pragma_wal_checkpoint) once enough of them have gathered; TRUNCATE above the
+ceiling, or when no more writes come. A checkpoint waits for readers no longer than one busy slice (50 ms).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from time import monotonic
+from typing import Any, NamedTuple
+
+from safedb import errors
+from safedb.config import ResolvedPragmas, ResolvedRetryPolicy
+from safedb.sqlite.blocks import Blocks
+from safedb.sqlite.snapshots import Snapshots
+from safedb.stats import Counters, Hooks, LongSnapshot, SlowCheckpoint
+
+QUIET = 1.0  # seconds without a commit after which the WAL is emptied
+SLOW = 0.1  # seconds after which an event tells of a checkpoint
+PATIENCE = 0.05  # seconds that the keeper waits for its turn before it looks again
+LONG_SNAPSHOT = 5.0  # seconds after which a snapshot that holds up the WAL is told of
+FIRST_GUESS = 3.0  # frames a commit writes, until a checkpoint has told
+
+
+class Answer(NamedTuple):
+    """Be what ``PRAGMA wal_checkpoint`` answers: whether it was held up, frames in the WAL, frames moved."""
+
+    busy: bool
+    frames: int
+    moved: int
+
+    @property
+    def complete(self) -> bool:
+        """Tell whether nothing was left in the WAL."""
+        return not self.busy and self.moved >= self.frames
+
+
+class Checkpoints:
+    """Decide when, and do it."""
+
+    def __init__(
+        self, path: str, blocks: Blocks, snapshots: Snapshots, pragmas: ResolvedPragmas, policy: ResolvedRetryPolicy,
+        counters: Counters, hooks: Hooks,
+    ) -> None:  # fmt: skip
+        self._path = path
+        self._blocks = blocks
+        self._snapshots = snapshots
+        self._pragmas = pragmas
+        self._policy = policy
+        self._counters = counters
+        self._hooks = hooks
+        self._page = 4096
+        self._seen = 0  # commits at the last look
+        self._moved_at = 0  # commits at the last checkpoint
+        self._left = 0  # frames that the last checkpoint left behind
+        self._each = FIRST_GUESS
+        self._changed = monotonic()
+        self._not_before = 0.0
+        self._told: float = 0.0
+
+    def wal_bytes(self) -> int:
+        """Give the size of the WAL file, 0 where there is none."""
+        try:
+            return os.stat(f"{self._path}-wal").st_size  # noqa: PTH116 - Path costs more, and this is asked often
+        except FileNotFoundError:
+            return 0
+
+    def look(self, now: float) -> bool:
+        """Checkpoint if it is time to; tell whether there will be something to do. For the keeper."""
+        commits = self._counters.commits
+        if commits != self._seen:
+            self._seen, self._changed = commits, now
+        if commits == self._moved_at and not self._left:
+            return False
+        self._tell_of_long_snapshots(now)
+        mode = self._due(commits, now)
+        if mode is not None and now >= self._not_before:
+            with contextlib.suppress(errors.LockTimeout, errors.QueryCanceled):  # others are at work: look again later
+                self.run(mode, now + PATIENCE)
+        return self._left > 0 or self._counters.commits != self._moved_at
+
+    def _due(self, commits: int, now: float) -> str | None:
+        pages, limit = self._pragmas.checkpoint_pages, self._pragmas.wal_limit
+        size = self.wal_bytes()
+        if limit and size > limit:
+            return "TRUNCATE"
+        if not pages:
+            return None
+        if now - self._changed > QUIET:
+            return "TRUNCATE" if size > pages * self._page else "PASSIVE"
+        return "PASSIVE" if self._left + (commits - self._moved_at) * self._each >= pages else None
+
+    def run(self, mode: str, deadline: float) -> Answer:
+        """Checkpoint now, in a turn of its own; wait for the turn until ``deadline``."""
+        started = [0.0]
+
+        def work(writer: Any) -> Answer:
+            started[0] = monotonic()
+            (busy, frames, moved), *_ = writer.run(f"PRAGMA wal_checkpoint({mode})", ())[0]
+            return Answer(bool(busy), frames, moved)
+
+        answer = self._blocks.alone(deadline, self._policy, work, doing=f"a checkpoint of {self._path}")
+        self._learn(answer, mode, monotonic() - started[0])
+        return answer
+
+    def _learn(self, answer: Answer, mode: str, seconds: float) -> None:
+        commits = self._counters.commits
+        since = commits - self._moved_at
+        if since and answer.frames > self._left:
+            self._each = max(1.0, (answer.frames - self._left) / since)
+        self._left = 0 if answer.complete else max(answer.frames - answer.moved, 1)
+        self._moved_at = commits
+        self._not_before = monotonic() + (0.0 if answer.complete else QUIET)
+        self._counters.checkpoints.add(seconds)
+        if seconds > SLOW or (answer.busy and mode == "TRUNCATE"):
+            self._hooks.emit(SlowCheckpoint(self._path, seconds, self.wal_bytes(), answer.busy))
+
+    def _tell_of_long_snapshots(self, now: float) -> None:
+        oldest = self._snapshots.oldest()
+        if oldest is not None and now - oldest.began > LONG_SNAPSHOT and now - self._told > LONG_SNAPSHOT:
+            self._told = now
+            self._hooks.emit(LongSnapshot(self._path, oldest.holder, now - oldest.began, self.wal_bytes()))

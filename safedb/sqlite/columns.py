@@ -1,0 +1,157 @@
+"""What type a result's columns were declared with: so that a BOOLEAN comes back as bool, a TIMESTAMP as datetime.
+
+Python's sqlite3 does not tell a column's declared type, and its own way of using it (``register_converter``) is global
+to the process: other libraries' connections would change their answers. SQLite itself knows: the columns of a *view*
+keep the declared types of what they select, also through subqueries, CTEs and UNION. So a statement is described once
+by a temporary view of its text with NULL in place of each parameter, on a connection that does nothing else, and
+``PRAGMA table_xinfo`` of that view gives the types (https://sqlite.org/pragma.html#pragma_table_xinfo). A RETURNING
+clause is described as a SELECT of the same columns from the same table.
+
+What SQLite cannot describe has no types: its values come back as they are stored.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from safedb.errors import Error
+from safedb.lexer import SQLITE, Token, tokenize
+from safedb.sql import Statement
+from safedb.sqlite.driver import sqlite3
+from safedb.types import Decoder, decoder
+
+Decoders = tuple[Decoder | None, ...]
+
+_CACHED = 2048
+_VIEW = "safedb_columns"
+_TYPES_IN_USE = "SELECT DISTINCT x.type FROM sqlite_schema s, pragma_table_xinfo(s.name) x WHERE s.type = 'table'"
+_WRITES = ("INSERT", "REPLACE", "UPDATE", "DELETE")
+
+
+class Columns:
+    """Find the decoders of statements' columns, once for each text while the schema stays as it is.
+
+    ``connect`` opens the connection that describes: read-only, but free to make temporary views. Any thread may ask.
+    """
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        self._connect = connect
+        self._mutex = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._version = -1
+        self._typed = False  # whether any column of the schema has a type that is decoded
+        self._known: dict[str, Decoders | None] = {}
+
+    def of(self, statement: Statement) -> Decoders | None:
+        """Give a decoder (or None) for each column, or None where no column needs one."""
+        try:
+            return self._known[statement.source]
+        except KeyError:
+            return self._describe(statement)
+
+    def forget(self) -> None:
+        """Forget all statements: the schema has changed."""
+        self._known.clear()
+        self._version = -1
+
+    def schema_changed(self) -> bool:
+        """Look whether another process has changed the schema since the last look, and forget if so."""
+        with self._mutex:
+            if self._connection is None:
+                return False
+            changed = self._version != self._schema_version(self._connection)
+        if changed:
+            self.forget()
+        return changed
+
+    def close(self) -> None:
+        """Close the connection; the next question opens another. Idempotent."""
+        with self._mutex:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def forget_after_fork(self) -> None:
+        """Begin anew in the child."""
+        self._mutex = threading.Lock()
+        self._connection = None
+        self.forget()
+
+    def _describe(self, statement: Statement) -> Decoders | None:
+        with self._mutex:
+            if self._connection is None:
+                self._connection = self._connect()
+            try:
+                version = self._schema_version(self._connection)
+                if version != self._version:
+                    self._typed = any(decoder(declared) for (declared,) in self._connection.execute(_TYPES_IN_USE))
+                    self._version = version
+                found = self._types(self._connection, statement) if self._typed else None
+            except sqlite3.Error:  # it cannot be described: PRAGMA, EXPLAIN, a table that only the writer sees yet
+                return None
+        if len(self._known) >= _CACHED:
+            self._known.clear()
+        self._known[statement.source] = found
+        return found
+
+    def _schema_version(self, connection: sqlite3.Connection) -> int:
+        version: int = connection.execute("PRAGMA schema_version").fetchone()[0]
+        return version
+
+    def _types(self, connection: sqlite3.Connection, statement: Statement) -> Decoders | None:
+        select = as_select(statement.source)
+        if select is None:
+            return None
+        connection.execute(f"CREATE TEMP VIEW {_VIEW} AS {select}")
+        try:
+            columns = connection.execute(f"PRAGMA temp.table_xinfo({_VIEW})").fetchall()
+        finally:
+            connection.execute(f"DROP VIEW temp.{_VIEW}")
+        decoders = tuple(decoder(column[2]) for column in columns)
+        return decoders if any(decoders) else None
+
+
+def as_select(source: str) -> str | None:
+    """Give a SELECT without parameters that has the same columns, or None where the statement has none."""
+    try:
+        tokens = tokenize(source, SQLITE)
+    except Error:  # it has been refused, or will be, where it is run
+        return None
+    while tokens and tokens[-1].kind == "semicolon":
+        tokens.pop()
+    depth = 0
+    write = returning = None
+    for number, token in enumerate(tokens):
+        depth += (token.kind == "left") - (token.kind == "right")
+        if depth == 0 and write is None and token.keyword in _WRITES:
+            write = number
+        if depth == 0 and token.keyword == "RETURNING":
+            returning = number
+    if write is None:
+        return _text(tokens)
+    if returning is None:
+        return None
+    target = _target(tokens[write + 1 : returning])
+    return None if target is None else f"SELECT {_text(tokens[returning + 1 :])} FROM {target}"  # noqa: S608
+
+
+def _text(tokens: list[Token]) -> str:
+    """Give the text of the tokens with NULL for each parameter; comments go."""
+    return " ".join("NULL" if token.kind in ("positional", "named") else token.text for token in tokens)
+
+
+def _target(tokens: list[Token]) -> str | None:
+    """Find the table (and its alias) that an INSERT, UPDATE or DELETE writes to."""
+    rest = list(tokens)
+    while rest and rest[0].keyword in ("OR", "REPLACE", "IGNORE", "ABORT", "FAIL", "ROLLBACK", "INTO", "FROM"):
+        rest.pop(0)
+    name: list[str] = []
+    while rest and (rest[0].kind in ("word", "quoted", "string") or rest[0].text == "."):
+        if name and name[-1] != "." and rest[0].text != ".":
+            break
+        name.append(rest.pop(0).text)
+    if not name:
+        return None
+    alias = f" AS {rest[1].text}" if len(rest) > 1 and rest[0].keyword == "AS" else ""
+    return "".join(name) + alias

@@ -1,0 +1,532 @@
+"""SQLite behind the one API: routes each call to a reader, to the writer, or to a turn of its own.
+
+One engine serves all handles on one file in one process (the same device and inode, whatever the path), so there is one
+queue. What is tuned for the file (pragmas, pool, functions) must agree among the handles; what belongs to a handle
+(retry policy, row factory, schema) comes with each call.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, TypeVar
+
+from safedb import errors
+from safedb.config import ResolvedPoolConfig, ResolvedPragmas, ResolvedRetryPolicy
+from safedb.engine import Fetched
+from safedb.retry import classify
+from safedb.routing import Route
+from safedb.sql import Statement, parse
+from safedb.sqlite import backups
+from safedb.sqlite import pragmas as pragma_rules
+from safedb.sqlite.blocks import Block, Blocks, Exclusive
+from safedb.sqlite.checkpoints import Checkpoints
+from safedb.sqlite.columns import Columns, Decoders
+from safedb.sqlite.connections import Connections, Extras
+from safedb.sqlite.groups import FunctionJob, Groups, StatementJob
+from safedb.sqlite.keeper import Keeper
+from safedb.sqlite.readers import Reader, Readers, WritesAfterAll
+from safedb.sqlite.session import Session
+from safedb.sqlite.sidelock import SideLock
+from safedb.sqlite.snapshots import Snapshots, SnapshotSession
+from safedb.sqlite.turns import Turns
+from safedb.sqlite.writer import DRIVER_ERRORS, IDLE, Outcome, Writer
+from safedb.stats import Counters, Hooks, Stats
+from safedb.types import decode_rows
+
+T = TypeVar("T")
+
+WATCH_TICK = 0.04  # seconds: so a deadline is overstayed by less than 100 ms
+CHECKPOINT_TICK = 0.1
+LONG = 86_400.0  # seconds: for checks and backups that were given no deadline
+MANY_VALUES = 100_000  # an executemany of more values than this runs as a block, not in a group
+LEARNT = 4096  # texts of statements whose route was learnt from SQLite's refusal
+
+
+class SqliteEngine:
+    """Keep one database. Made by `safedb.sqlite.opening`; every method may be called from any thread."""
+
+    dialect = "sqlite"
+
+    def __init__(
+        self,
+        path: str | None,
+        *,
+        pragmas: ResolvedPragmas,
+        pool: ResolvedPoolConfig,
+        policy: ResolvedRetryPolicy,
+        extras: Extras,
+        read_only: bool,
+    ) -> None:
+        self.path = path
+        self.name = path or "a database in memory"
+        self.pragmas = pragmas
+        self.pool = pool
+        self.policy = policy
+        self.extras = extras
+        self.read_only = read_only
+        self.hooks = Hooks()
+        self.inside: dict[int, str] = {}  # threads inside a write transaction, by ident: what it is
+        self.snapping: set[int] = set()  # threads inside a snapshot
+        self.identity: tuple[int, int] | None = None
+        self._forking: Exclusive | None = None  # holds the turn while the process is copied
+        self._learnt: set[str] = set()  # texts that turned out to write
+        self._build()
+
+    def _build(self) -> None:
+        """Make all parts anew: at first, and in a forked child."""
+        path, pool = self.path, self.pool
+        self.counters = Counters()
+        self.connections = Connections(path, self.pragmas, self.extras, self.policy)
+        self.side = SideLock(path, mode=self.pragmas.file_mode) if path and not self.read_only else None
+        self.turns = Turns(limit=pool.max_waiting)
+        self.writer = Writer(
+            self.connections.writer, name=self.name, side=self.side, counters=self.counters, hooks=self.hooks
+        )
+        self.groups = Groups(
+            self.turns, self.writer, self.counters, self.hooks, most=pool.max_group, time_limit=pool.group_time
+        )
+        self.blocks = Blocks(self.turns, self.groups, self.writer, self.counters, self.hooks)
+        self.readers = Readers(self.connections.reader, name=self.name, most=pool.max_size)
+        self.snapshots = Snapshots()
+        self.columns = Columns(self.connections.describer)
+        self.checkpoints = Checkpoints(
+            path or "", self.blocks, self.snapshots, self.pragmas, self.policy, self.counters, self.hooks
+        )
+        self.watcher = Keeper("safedb-watch", [self._watch], tick=WATCH_TICK)
+        self.checkpointer = Keeper("safedb-checkpoints", [self._tend], tick=CHECKPOINT_TICK)
+
+    def __repr__(self) -> str:
+        return f"<SqliteEngine {self.name}>"
+
+    # -- statements -------------------------------------------------------------------------------------------------
+
+    def execute(self, sql: str, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
+        """Run one statement in a transaction of its own."""
+        statement = parse(sql)
+        if self.inside or self.snapping:
+            self.refuse_reentry(reading=statement.route is Route.READ)
+        if statement.route is Route.READ and sql not in self._learnt and self.path is not None:
+            return self._read(statement, params, timeout, policy)
+        if statement.connection_bound:
+            raise errors.ProgrammingError(f"{statement.source.strip()[:120]}: {statement.connection_bound}")
+        return self._write(statement, params, timeout, policy)
+
+    def _read(self, statement: Statement, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
+        if statement.connection_bound:
+            raise errors.ProgrammingError(f"{statement.source.strip()[:120]}: {statement.connection_bound}")
+        if self.watcher.asleep:
+            self.watcher.wake()
+        try:
+            rows, description, count = self.readers.run(
+                statement.sql,
+                () if params is None and not statement.parameters else statement.bind(params),
+                timeout,
+                policy,
+            )
+        except WritesAfterAll:
+            if self.read_only:
+                raise self._read_only_error(statement) from None
+            if len(self._learnt) < LEARNT:
+                self._learnt.add(statement.source)
+            return self._write(statement, params, timeout, policy)
+        decoders = self.columns.of(statement)
+        return (rows if decoders is None else decode_rows(rows, decoders)), description, count
+
+    def _write(self, statement: Statement, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
+        if self.read_only:
+            raise self._read_only_error(statement)
+        values = statement.bind(params)
+        deadline = monotonic() + timeout
+        self._wake()
+        if statement.route is Route.EXCLUSIVE:
+            return self.decoded(statement, self._exclusive(statement, values, deadline, policy))
+        outcome: Outcome = self.groups.submit(StatementJob(statement.sql, values, deadline, policy))
+        return self.decoded(statement, outcome)
+
+    def _exclusive(
+        self, statement: Statement, values: Sequence[Any], deadline: float, policy: ResolvedRetryPolicy
+    ) -> Outcome:
+        check_pragma(statement)
+        try:
+            if not statement.transactional:
+                return self.blocks.alone(
+                    deadline,
+                    policy,
+                    lambda writer: writer.run(statement.sql, values),
+                    doing=statement.source.strip()[:120],
+                )
+            return self._in_block(deadline, policy, lambda session: session.run(statement.sql, values))
+        finally:
+            self.columns.forget()
+
+    def _in_block(self, deadline: float, policy: ResolvedRetryPolicy, work: Callable[[Session], T]) -> T:
+        block = self.blocks.begin(deadline, policy)
+        try:
+            result = work(block.session)
+        except BaseException:
+            self.blocks.rollback(block)
+            raise
+        self.blocks.commit(block)
+        return result
+
+    def execute_many(self, sql: str, rows: Any, timeout: float, policy: ResolvedRetryPolicy) -> int:
+        """Run one statement for each of ``rows``, all or nothing; return the sum of the row counts."""
+        statement = self._parse_many(sql)
+        if self.inside or self.snapping:
+            self.refuse_reentry(reading=False)
+        deadline = monotonic() + timeout
+        values = [statement.bind(row) for row in rows]
+        if not values:
+            return 0
+        self._wake()
+        if len(values) * max(statement.parameters, 1) > MANY_VALUES:
+            return self._in_block(deadline, policy, lambda session: session.run(statement.sql, values, many=True)[2])
+        outcome: Outcome = self.groups.submit(StatementJob(statement.sql, values, deadline, policy, many=True))
+        return outcome[2]
+
+    def _parse_many(self, sql: str) -> Statement:
+        statement = parse(sql)
+        if self.read_only:
+            raise self._read_only_error(statement)
+        check_many(statement)
+        if statement.connection_bound:
+            raise errors.ProgrammingError(f"{sql.strip()[:120]}: {statement.connection_bound}")
+        return statement
+
+    def execute_script(self, statements: list[Statement], timeout: float, policy: ResolvedRetryPolicy) -> None:
+        """Run the statements of a script in one transaction."""
+        if self.inside or self.snapping:
+            self.refuse_reentry(reading=False)
+        for statement in statements:
+            if self.read_only:
+                raise self._read_only_error(statement)
+            check_in_transaction(statement)
+            if statement.connection_bound:
+                raise errors.ProgrammingError(f"{statement.source.strip()[:120]}: {statement.connection_bound}")
+        self._wake()
+        deadline = monotonic() + timeout
+
+        def work(session: Session) -> None:
+            for statement in statements:
+                session.run(statement.sql, ())
+
+        try:
+            self._in_block(deadline, policy, work)
+        finally:
+            self.columns.forget()
+
+    def statement(self, sql: str) -> Statement:
+        """Read a statement that is to run inside a transaction or a snapshot, or refuse it."""
+        statement = parse(sql)
+        if statement.pragma is not None or not statement.transactional:
+            check_in_transaction(statement)
+        return statement
+
+    def many(self, sql: str) -> Statement:
+        """Read a statement for `executemany` inside a transaction, or refuse it."""
+        statement = parse(sql)
+        check_many(statement)
+        return statement
+
+    def decoded(self, statement: Statement, outcome: Outcome) -> Fetched:
+        """Turn stored values into those of the declared types; in the caller's thread, after COMMIT."""
+        rows, description, count = outcome
+        if description is not None and rows:
+            decoders = self._decoders(statement)
+            if decoders is not None:
+                rows = decode_rows(rows, decoders)
+        return rows, description, count
+
+    def _decoders(self, statement: Statement) -> Decoders | None:
+        return self.columns.of(statement) if self.path is not None else None
+
+    # -- transactions -----------------------------------------------------------------------------------------------
+
+    def begin(self, timeout: float, policy: ResolvedRetryPolicy) -> Block:
+        """Open a block for the calling thread."""
+        self._enter_check()
+        self._wake()
+        block = self.blocks.begin(monotonic() + timeout, policy)
+        self.inside[block.thread] = "a transaction"
+        return block
+
+    def commit(self, block: Block) -> None:
+        """Commit a block; it is over, whatever this raises."""
+        self.inside.pop(block.thread, None)
+        self.blocks.commit(block)
+
+    def rollback(self, block: Block) -> None:
+        """Roll a block back."""
+        self.inside.pop(block.thread, None)
+        self.blocks.rollback(block)
+
+    def run_function(self, body: Callable[[Session], T], timeout: float, policy: ResolvedRetryPolicy) -> T:
+        """Run ``body`` in this thread inside a write transaction, again if its transaction is lost."""
+        self._enter_check()
+        self._wake()
+        ident = threading.get_ident()
+
+        def inside(session: Session) -> T:
+            self.inside[ident] = "a function of run_transaction"
+            try:
+                return body(session)
+            finally:
+                self.inside.pop(ident, None)
+
+        result: T = self.groups.submit(FunctionJob(inside, monotonic() + timeout, policy))
+        return result
+
+    def _enter_check(self) -> None:
+        if self.inside:
+            self.refuse_reentry(reading=False)
+        if self.read_only:
+            raise errors.ProgrammingError(f"{self.name} was opened read-only: read in db.snapshot()", sqlstate="25006")
+        if self.path is None and self.snapping:
+            self.refuse_reentry(reading=False)
+
+    # -- snapshots --------------------------------------------------------------------------------------------------
+
+    def open_snapshot(self, timeout: float, max_age: float | None) -> SnapshotSession:
+        """Fix one committed state for the calling thread."""
+        if self.inside or self.snapping:
+            self.refuse_reentry(reading=True)
+        self._wake()
+        deadline = monotonic() + timeout
+        reader = self._copy_of_memory(deadline) if self.path is None else self.readers.check_out(deadline)
+        try:
+            session = self.snapshots.open(reader, name=self.name, max_age=max_age)
+        except BaseException:
+            self._return(reader)
+            raise
+        self.snapping.add(threading.get_ident())
+        return session
+
+    def close_snapshot(self, session: SnapshotSession, ident: int) -> None:
+        """End a snapshot that the thread ``ident`` opened."""
+        self.snapping.discard(ident)
+        self._return(self.snapshots.close(session))
+
+    def _return(self, reader: Reader) -> None:
+        if self.path is None:
+            reader.close()
+        else:
+            self.readers.give_back(reader)
+
+    def _copy_of_memory(self, deadline: float) -> Reader:
+        """Copy a database in memory: with one connection there is no other way for a state that writers cannot change."""
+        copy = self.connections.blank()
+        self.blocks.alone(
+            deadline,
+            self.policy,
+            lambda writer: writer.cursor().connection.backup(copy),
+            doing="copying for a snapshot",
+        )
+        copy.execute("PRAGMA query_only=ON")
+        return Reader(copy)
+
+    # -- house-keeping ----------------------------------------------------------------------------------------------
+
+    def checkpoint(self, timeout: float) -> None:
+        """Move the WAL's content into the database and empty the WAL, as far as readers allow."""
+        self._enter_check()
+        if self.path is not None:
+            self.checkpoints.run("TRUNCATE", monotonic() + timeout)
+
+    def check(self, timeout: float | None) -> list[str]:
+        """Look for damage and for broken references in one committed state."""
+        limit = timeout or LONG
+        session = self.open_snapshot(limit, None)
+        try:
+            damage = [row[0] for row in session.run("PRAGMA integrity_check", (), limit)[0] if row != ("ok",)]
+            broken = session.run("PRAGMA foreign_key_check", (), limit)[0]
+        finally:
+            self.close_snapshot(session, threading.get_ident())
+        return damage + [
+            f"row {row} of {table} refers to a row of {parent} that is not there" for table, row, parent, _ in broken
+        ]
+
+    def backup(self, dest: str, progress: Callable[[int, int], Any] | None, timeout: float | None) -> None:
+        """Copy one committed state into a new file."""
+        limit = timeout or LONG
+        deadline = monotonic() + limit
+        session = self.open_snapshot(min(limit, self.policy.timeout), None)
+        try:
+            backups.copy(
+                session, dest, source=self.path, mode=self.pragmas.file_mode, progress=progress, deadline=deadline
+            )
+        finally:
+            self.close_snapshot(session, threading.get_ident())
+
+    def optimize(self, timeout: float) -> None:
+        """Let SQLite renew the statistics that its query planner uses."""
+        self._enter_check()
+        self.blocks.alone(
+            monotonic() + timeout,
+            self.policy,
+            lambda writer: writer.run("PRAGMA optimize", ()),
+            doing="PRAGMA optimize",
+        )
+
+    def stats(self) -> Stats:
+        """Show the engine at this moment."""
+        counters, oldest = self.counters, self.snapshots.oldest()
+        return Stats(
+            dialect=self.dialect,
+            queue_depth=self.turns.waiting,
+            waits=counters.waits.snapshot(),
+            turns=counters.turns,
+            commits=counters.commits,
+            writes=counters.writes,
+            group_sizes=dict(counters.group_sizes),
+            commit_times=counters.commit_times.snapshot(),
+            retries=dict(counters.retries),
+            lock_waits=counters.lock_waits.snapshot(),
+            readers=self.readers.stats(),
+            wal_bytes=self.checkpoints.wal_bytes() if self.path else 0,
+            checkpoints=counters.checkpoints.snapshot(),
+            oldest_snapshot=monotonic() - oldest.began if oldest else None,
+        )
+
+    def refuse_reentry(self, *, reading: bool) -> None:
+        """Raise `ReentrancyError` if the calling thread is inside a transaction, or reads inside a snapshot."""
+        ident = threading.get_ident()
+        what = self.inside.get(ident)
+        if what is not None:
+            raise errors.ReentrancyError(
+                f"this thread is inside {what} on {self.name}: a call through db would wait for itself. Use tx"
+            )
+        if ident in self.snapping:
+            if reading:
+                raise errors.ReentrancyError(
+                    f"this thread is inside a snapshot of {self.name}: a read through db would see another state. Use snap"
+                )
+
+    def _read_only_error(self, statement: Statement) -> errors.Error:
+        return errors.ProgrammingError(
+            f"{statement.source.strip()[:120]}: {self.name} was opened read-only; open it without mode=ro to write",
+            sqlstate="25006",
+        )
+
+    def _wake(self) -> None:
+        if self.watcher.asleep:
+            self.watcher.wake()
+        if self.checkpointer.asleep and self.path is not None and not self.read_only:
+            self.checkpointer.wake()
+
+    def _watch(self, now: float) -> bool:
+        """End what is overdue; the watcher's chore."""
+        self.groups.break_up(now)
+        self.readers.interrupt_overdue(now)
+        limited = self.snapshots.expire(now)
+        watched = self.writer.watch
+        return limited or watched.phase is not IDLE or watched.until < math.inf or bool(self.readers.busy())
+
+    def _tend(self, now: float) -> bool:
+        """Look after the WAL and the readers; the checkpointer's chore."""
+        self.columns.schema_changed()
+        self.readers.trim(now - self.pool.max_idle)
+        return self.checkpoints.look(now)
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def close(self, timeout: float) -> None:
+        """Close readers first and the writer last. Idempotent."""
+        self.watcher.close()
+        self.checkpointer.close()
+        self.readers.close()
+        self.columns.close()
+        try:
+            with self.blocks.exclusive(monotonic() + timeout, self.policy) as writer:
+                writer.close()
+        except DRIVER_ERRORS as error:
+            raise classify(error, doing=f"closing {self.name}") from error
+        finally:
+            if self.side is not None:
+                self.side.close()
+
+    def abandon(self) -> None:
+        """Give up an engine that could not be opened; nobody else knows it yet."""
+        self.readers.close()
+        self.writer.discard()
+        if self.side is not None:
+            self.side.close()
+
+    def quiesce(self, deadline: float) -> bool:
+        """Close every connection and the side files for a fork, and keep the turn; `resume` gives it up.
+
+        Return False, with everything as it was, where somebody is inside a transaction or a snapshot, or did not finish
+        in time.
+        """
+        if self.inside or self.snapping:
+            return False
+        job = Exclusive(deadline, self.policy)
+        try:
+            self.blocks.take(job)
+        except errors.Error:
+            return False
+        if not self.readers.pause(deadline):
+            self.readers.resume()
+            self.turns.leave(job)
+            return False
+        self.columns.close()
+        if self.path is not None:  # what lies in memory is copied whole, and has no locks
+            self.writer.discard()
+        if self.side is not None:
+            self.side.close()
+        self._forking = job
+        return True
+
+    def resume(self) -> None:
+        """Go on after a fork, in the parent."""
+        job, self._forking = self._forking, None
+        if self.path and not self.read_only:
+            self.side = self.writer.side = SideLock(self.path, mode=self.pragmas.file_mode)
+        self.readers.resume()
+        if job is not None:
+            self.turns.leave(job)
+
+    def begin_anew(self) -> None:
+        """Go on after a fork, in the child: no lock and no thread of the parent's is of any use here."""
+        self._forking = None
+        self.inside.clear()
+        self.snapping.clear()
+        memory = self.writer.connection
+        self._build()
+        if self.path is None and memory is not None:  # the child's own copy
+            self.writer.adopt(memory)
+
+    def refuse_after_fork(self, why: str) -> object:
+        """Refuse every call from now on; return what must never be closed nor deallocated in this process."""
+        inherited = (self.writer, self.readers, self.snapshots, self.columns, self.connections)
+        self.begin_anew()
+        self.connections.refuse(why)
+        return inherited
+
+
+def check_pragma(statement: Statement) -> None:
+    """Refuse a pragma that safedb owns."""
+    if statement.pragma is not None:
+        name, setting = statement.pragma
+        reason = pragma_rules.refusal(name, setting=setting)
+        if reason:
+            raise errors.ProgrammingError(reason)
+
+
+def check_in_transaction(statement: Statement) -> None:
+    """Refuse what cannot run inside a transaction, or would outlive it."""
+    check_pragma(statement)
+    if not statement.transactional and statement.pragma is None:
+        raise errors.ProgrammingError(
+            f"{statement.keyword} cannot run inside a transaction: call it through db.execute"
+        )
+
+
+def check_many(statement: Statement) -> None:
+    """Refuse what `executemany` does not run."""
+    if statement.route is not Route.WRITE:
+        raise errors.ProgrammingError(
+            "executemany takes INSERT, UPDATE, DELETE or REPLACE; use execute, or executescript"
+        )

@@ -1,0 +1,633 @@
+"""Running a turn: group commit, its outcomes, and what happens when a member fails, is late, or spoils the group.
+
+A `Job` is a ticket with work. `Groups.submit` brings it to its verdict: it takes a turn and serves itself and whoever
+stands behind it, or another thread does its work for it. **No outcome leaves before COMMIT has returned**: results,
+database errors and exceptions from functions alike, because each may rest on a neighbour's row.
+
+The life of a group, drawn for a leader L, two statements S1 and S2, and a function F::
+
+    L                              S1, S2 (asleep)          F (asleep)
+    take: HOLDING
+    side files, BEGIN IMMEDIATE
+    own statement
+    board: S1                      S1 ABOARD
+    S1's statement
+    board: nobody … head is F
+    pass_on: L ABOARD, sleeps                               HOLDING, with the open group
+                                   S2 arrives: queued       SAVEPOINT, the function, RELEASE
+                                                            board: S2; SAVEPOINT, statement, RELEASE
+                                                            queue empty, or the time is up: COMMIT
+    SERVED                         SERVED                   settles all, gives the turn on
+
+**Optimism.** Until a function is aboard, members run without savepoints. If one fails, the transaction is rolled back
+and the same members run again with a SAVEPOINT each (`_run_carefully`), so that each has its own verdict; that run
+takes nobody in. After such failures the next groups start with savepoints at once.
+
+**Discarded runs.** There is one way to discard a run, whoever does it: roll back, *then* settle those whose verdict is
+certain, *then* put the others back at the front of the queue, *then* give up the turn. Their outcomes are forgotten,
+and they take turns like anybody else. Two flags keep it finite:
+
+- a *lost* group (an error that ended the whole transaction, a COMMIT that failed, a deferred constraint): everybody is
+  put back to run **alone**; who fails alone has its verdict.
+- a *break-up* (a deadline or the group's patience passed before COMMIT began): who is in the way runs alone from then
+  on, who is overdue gets `LockTimeout`, the rest form groups as before.
+
+**Break-up, against COMMIT.** The keeper interrupts under the watch's guard, and the phase goes to COMMITTING under the
+same guard. So either the interrupt comes first, and the statement under way fails; or COMMIT has begun, and everybody
+waits for its verdict::
+
+    driver                                   keeper
+                                             guard: RUNNING, overdue → interrupt
+    statement raises INTERRUPT
+    discard: roll back, put back, …
+    ------------------------------------------------------------------------ or
+    guard: COMMITTING
+                                             guard: COMMITTING → nothing
+    COMMIT returns, all are settled
+    ------------------------------------------------------------------------ or
+    (in the user's function)                 guard: USER, overdue → revoke the function's session, roll back,
+                                             put the others back, depose the driver
+    next tx call: guard: revoked → Restart
+    the function's job takes a turn, alone
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from safedb import errors
+from safedb.config import ResolvedRetryPolicy
+from safedb.retry import INTERRUPT, classify, code_of, is_unknown_commit
+from safedb.sqlite.driver import sqlite3
+from safedb.sqlite.session import Restart, Session, shorten
+from safedb.sqlite.turns import ABOARD, CROWDED, HOLDING, NEW, SERVED, Ticket, Turns
+from safedb.sqlite.writer import DRIVER_ERRORS, IDLE, RUNNING, USER, Outcome, Values, Writer
+from safedb.stats import Counters, Hooks, Overrun, Retried, SlowWait
+
+SLOW_WAIT = 1.0  # seconds in the queue after which an event tells of it
+SLOW_FLUSH = 0.0005  # seconds: below this nobody waits for company
+SUSPICION = 16  # groups that start with savepoints after one that had to be run again
+
+
+class Job(Ticket):
+    """Be a ticket with a deadline (monotonic seconds) and, in the end, an outcome: a value or an error."""
+
+    __slots__ = ("deadline", "error", "policy", "thread", "value")
+
+    kind = "a write"
+
+    def __init__(
+        self, deadline: float, policy: ResolvedRetryPolicy, *, boards: bool = False, joins: bool = False
+    ) -> None:
+        super().__init__(boards=boards, joins=joins)
+        self.deadline = deadline
+        self.policy = policy
+        self.thread = threading.get_ident()
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Tell whether this job shares its transaction with nobody."""
+        return not (self.boards or self.joins)
+
+    def run_alone(self) -> None:
+        """Share no more transactions."""
+        self.boards = self.joins = False
+
+    def forget(self) -> None:
+        """Drop the outcome of a discarded run."""
+        self.value = self.error = None
+
+
+class StatementJob(Job):
+    """Be one statement with plain values: no user code, so any thread may run it. ``many``: values are many rows."""
+
+    __slots__ = ("many", "sql", "values")
+
+    kind = "a statement"
+
+    def __init__(
+        self, sql: str, values: Values, deadline: float, policy: ResolvedRetryPolicy, *, many: bool = False
+    ) -> None:
+        super().__init__(deadline, policy, boards=True)
+        self.sql = sql
+        self.values = values
+        self.many = many
+
+    def run(self, writer: Writer) -> Outcome:
+        """Run the statement on the writer's connection."""
+        return writer.run_many(self.sql, self.values) if self.many else writer.run(self.sql, self.values)
+
+
+class FunctionJob(Job):
+    """Be a function of the user's: it runs in its own thread, and may be run again."""
+
+    __slots__ = ("body",)
+
+    kind = "a function"
+
+    def __init__(self, body: Callable[[Session], Any], deadline: float, policy: ResolvedRetryPolicy) -> None:
+        super().__init__(deadline, policy, joins=True)
+        self.body = body
+
+
+class Group:
+    """Be one open transaction and the jobs that share it: those that ran, and the one that is in the way."""
+
+    __slots__ = ("began", "careful", "committing", "current", "full", "members", "session", "until")
+
+    def __init__(self, *, careful: bool, began: float) -> None:
+        self.members: list[Job] = []
+        self.careful = careful
+        self.began = began
+        self.committing = False  # COMMIT was called, and has not raised
+        self.full = False  # takes nobody in any more
+        self.current: Job | None = None
+        self.session: Session | None = None  # lent to the function that runs now
+        self.until = math.inf
+
+
+class _Discarded(Exception):
+    """Say, inside this module, that the run was rolled back and its members are back in the queue."""
+
+
+class Groups:
+    """Serve jobs by turns, many in one transaction where that is possible.
+
+    ``most``: members of a group; ``time_limit``: seconds after BEGIN from which nobody is taken in; ``patience``:
+    seconds after BEGIN from which whoever is in the way of the others is broken off.
+    """
+
+    def __init__(
+        self,
+        turns: Turns,
+        writer: Writer,
+        counters: Counters,
+        hooks: Hooks,
+        *,
+        most: int = 512,
+        time_limit: float = 0.02,
+        patience: float = 0.1,
+    ) -> None:
+        self._turns = turns
+        self._writer = writer
+        self._counters = counters
+        self._hooks = hooks
+        self._most = most
+        self._time_limit = time_limit
+        self._patience = patience
+        self._suspicious = 0  # this many groups still start with savepoints
+        self._company = 1  # the size of the last group
+        self._flush = 0.0  # seconds: a moving average of what COMMIT takes
+        self._open: Group | None = None  # the group whose transaction is open; for the keeper
+
+    # -- from a job to its verdict ------------------------------------------------------------------------------------
+
+    def submit(self, job: Job) -> Any:
+        """Bring ``job`` to its verdict: return its value, or raise its error."""
+        try:
+            state = self._turns.take(job, job.deadline)
+            while state is HOLDING:
+                self._serve(job)
+                if job.state is SERVED:
+                    break
+                again = self._turns.take if job.state is NEW else self._turns.wait  # NEW: it was deposed
+                state = again(job, job.deadline)
+        except BaseException as interrupt:
+            self._rescue(job, interrupt)
+            raise
+        finally:
+            self._turns.leave(job)
+        if job.state is not SERVED:
+            raise self.too_late(job)
+        if job.error is not None:
+            raise job.error
+        return job.value
+
+    def too_late(self, job: Job) -> errors.Error:
+        waited = time.monotonic() - job.arrived
+        if job.state is CROWDED:
+            return errors.QueueFull(
+                f"the queue of writers of {self._writer.name} stayed full for {waited:.3f} s; write from fewer threads, "
+                "or raise the timeout or max_waiting"
+            )
+        return errors.LockTimeout(
+            f"waited {waited:.3f} s for a turn to write to {self._writer.name}, behind {self.behind(job)}; make "
+            "transactions shorter, or raise the timeout"
+        )
+
+    def behind(self, job: Job | None = None) -> str:
+        """Describe who has the turn, for messages."""
+        holder = self._turns.holder
+        if isinstance(holder, Job) and holder is not job:
+            return f"{holder.kind} of thread {thread_name(holder.thread)}"
+        return f"{self._turns.waiting} waiting writers"
+
+    def _rescue(self, job: Job, interrupt: BaseException) -> None:
+        """Leave nobody behind when an exception reaches a thread whose job is under way for others too."""
+        if job.state is ABOARD:  # its work may be committed at any moment: wait for the verdict, then raise
+            self._turns.wait(job, 0.0)  # (put back into the queue it leaves it at once)
+        if job.state is HOLDING and isinstance(job.luggage, Group):
+            group, job.luggage = job.luggage, None
+            with contextlib.suppress(_Discarded):
+                self._drive(job, group)
+        if job.state is SERVED and job.error is None:
+            interrupt.add_note("safedb: the write that this interrupted is committed")
+
+    # -- serving ----------------------------------------------------------------------------------------------------
+
+    def _serve(self, job: Job) -> None:
+        """Use the turn that ``job`` has just been given, for itself and for others, and give it up."""
+        group, job.luggage = job.luggage, None
+        job.forget()
+        self.note_turn(job)
+        if not isinstance(group, Group) and time.monotonic() >= job.deadline:
+            job.error = self.too_late(job)
+            self._finish(job)
+        elif isinstance(job, StatementJob) and group is None and self._is_lone(job):
+            self._run_lone(job)
+        else:
+            self._lead(job, group if isinstance(group, Group) else None)
+
+    def note_turn(self, job: Job) -> None:
+        counters = self._counters
+        counters.turns += 1
+        if job.arrived:
+            self._note_wait(job, time.monotonic())
+
+    def _note_wait(self, job: Job, now: float) -> None:
+        waited = now - job.arrived
+        self._counters.waits.add(waited)
+        if waited > SLOW_WAIT:
+            self._hooks.emit(SlowWait(self._writer.name, waited, self.behind(job)))
+
+    def _finish(self, job: Job) -> None:
+        """Settle the holder's own job and give up the turn."""
+        job.settle()
+        self._turns.leave(job)
+
+    def _is_lone(self, job: StatementJob) -> bool:
+        """Tell whether to spare BEGIN and COMMIT: nobody waits, and nobody came along last time."""
+        return not job.many and self._turns.waiting == 0 and (self._company == 1 or job.alone)
+
+    def _run_lone(self, job: StatementJob) -> None:
+        """Run one statement as its own transaction (autocommit): all that BEGIN IMMEDIATE and COMMIT would do for it."""
+        writer = self._writer
+        try:
+            writer.lock(job.deadline)
+            try:
+                writer.watch.until = job.deadline
+                job.value = self._autocommit(job)
+            except sqlite3.Error as error:
+                job.error = self._lone_error(job, error)
+            finally:
+                writer.watch.until = math.inf
+                writer.unlock()
+        except errors.Error as error:
+            job.error = error
+        except DRIVER_ERRORS as error:
+            job.error = classify(error, doing=shorten(job.sql))
+        if job.error is None:
+            self._counters.committed(1)
+        self._finish(job)
+
+    def _autocommit(self, job: StatementJob) -> Outcome:
+        writer = self._writer
+        try:
+            return writer.run(job.sql, job.values)
+        except sqlite3.Error as error:
+            if not writer.may_begin_again(error) or time.monotonic() >= job.deadline:
+                raise
+        # BUSY comes before anything is done; a stray interrupt has undone what was done. Both may be run again.
+        outcome: Outcome = writer.wait_for_foreigners(lambda: writer.run(job.sql, job.values), job.deadline, job.policy)
+        return outcome
+
+    def _lone_error(self, job: StatementJob, error: sqlite3.Error) -> errors.Error:
+        if is_unknown_commit(error):  # in autocommit only the commit syncs
+            return self._writer.failed_commit(error)
+        self._writer.rollback()
+        return classify(error, doing=shorten(job.sql))
+
+    # -- leading a group --------------------------------------------------------------------------------------------
+
+    def _lead(self, job: Job, group: Group | None) -> None:
+        """Open a group (or go on with the one that came with the turn), do the own work in it, and drive it on."""
+        writer = self._writer
+        try:
+            if group is None:
+                try:
+                    writer.begin(job.deadline, job.policy)
+                except errors.Error as error:
+                    job.error = error
+                    self._finish(job)
+                    return
+                group = self._open = Group(careful=job.joins or self._suspicious > 0, began=time.monotonic())
+                group.full = job.alone
+            elif time.monotonic() >= job.deadline:
+                job.error = self.too_late(job)
+                job.settle()
+                self._drive(job, group)
+                return
+            if isinstance(job, FunctionJob):
+                self._run_function(job, group)
+            else:
+                self._run_members([job], group)
+            self._drive(job, group)
+        except _Discarded:
+            self._turns.leave(job)
+        except BaseException as interrupt:
+            self._abandon(job, group, interrupt)
+            raise
+
+    def _drive(self, job: Job, group: Group) -> None:
+        """Take in whoever comes, until nobody comes or the time is up; then commit, or let a function drive on."""
+        turns = self._turns
+        while not group.full:
+            boarded = turns.board(self._most - len(group.members))
+            if boarded:
+                self._run_members(boarded, group)  # type: ignore[arg-type]
+            elif turns.pass_on(job, group):
+                return
+            elif not self._wait_for_company(group):
+                break
+            group.full = group.full or self._is_full(group)
+        self._commit(job, group)
+
+    def _is_full(self, group: Group) -> bool:
+        return len(group.members) >= self._most or time.monotonic() - group.began > self._time_limit
+
+    def _wait_for_company(self, group: Group) -> bool:
+        """Pause a little before COMMIT on a slow disk, while groups were larger of late; return whether to look again.
+
+        As PostgreSQL's commit_delay (https://www.postgresql.org/docs/current/wal-configuration.html), but adaptive.
+        """
+        if self._flush < SLOW_FLUSH or len(group.members) >= self._company:
+            return False
+        if time.monotonic() - group.began > self._flush:
+            return False
+        time.sleep(self._flush / 8)
+        return True
+
+    def _run_members(self, jobs: list[Job], group: Group) -> None:
+        """Run statements of others (and the leader's own) in the open transaction."""
+        now = time.monotonic()
+        until = min(group.until, *(job.deadline for job in jobs))
+        group.until = min(until, group.began + self._patience) if len(group.members) + len(jobs) > 1 else until
+        self._writer.watch.enter(RUNNING, group.until)
+        for position, job in enumerate(jobs):
+            if position:
+                self._note_wait(job, now)
+            if self._is_full(group) and group.members:
+                group.full = True
+                self._turns.put_back(jobs[position:])
+                return
+            group.current = job
+            try:
+                self._run_member(job, group)
+            except DRIVER_ERRORS as error:
+                if group.careful or not self._writer.in_transaction or _is_interrupt(error):
+                    self._discard(group, [*group.members, *jobs[position:]], error)
+                self._turns.put_back(jobs[position + 1 :])
+                self._run_carefully([*group.members, job], group)
+                return
+            group.current = None
+            group.members.append(job)
+
+    def _run_member(self, job: Job, group: Group) -> None:
+        assert isinstance(job, StatementJob)
+        if not group.careful:
+            job.value = job.run(self._writer)
+            return
+        run = self._writer.run
+        run("SAVEPOINT safedb_member", ())
+        try:
+            job.value = job.run(self._writer)
+            job.error = None
+        except DRIVER_ERRORS as error:
+            if not self._writer.in_transaction or _is_interrupt(error):
+                raise
+            run("ROLLBACK TO safedb_member", ())
+            job.error = classify(error, doing=shorten(job.sql))
+        run("RELEASE safedb_member", ())
+
+    def _run_carefully(self, jobs: list[Job], group: Group) -> None:
+        """Run the same members again, each in its savepoint, and take nobody in: one of them is about to fail."""
+        self._counters.retried("careful")
+        self._suspicious = SUSPICION
+        group.members.clear()
+        group.careful = group.full = True
+        for job in jobs:
+            job.forget()
+        try:
+            self._writer.run("ROLLBACK", ())
+            self._writer.run("BEGIN IMMEDIATE", ())
+            for position, job in enumerate(jobs):
+                group.current = job
+                self._run_member(job, group)
+                group.members.append(job)
+        except DRIVER_ERRORS as error:
+            self._discard(group, jobs, error)
+        group.current = None
+
+    def _run_function(self, job: FunctionJob, group: Group) -> None:
+        """Run a function in its savepoint; its outcome waits for COMMIT like any other."""
+        writer = self._writer
+        group.careful = True
+        group.current = job
+        group.until = min(group.until, job.deadline)
+        if group.members:
+            group.until = min(group.until, group.began + self._patience)
+        session = group.session = Session(writer, deadline=job.deadline, until=group.until, restartable=True)
+        try:
+            writer.watch.enter(RUNNING, job.deadline)
+            writer.run("SAVEPOINT safedb_member", ())
+            session.open()
+            self._call(job, session)
+            session.end()
+            if not writer.in_transaction:
+                self._discard(group, [*group.members, job], session.lost)
+            if job.error is not None:
+                writer.run("ROLLBACK TO safedb_member", ())
+            writer.run("RELEASE safedb_member", ())
+        except sqlite3.Error as error:
+            self._discard(group, [*group.members, job], error)
+        except Restart:
+            if not session.revoked:
+                self._discard(group, [*group.members, job], session.lost)
+            # The keeper has rolled back and put back everybody else; this job has lost its turn, and takes another.
+            job.run_alone()
+            job.forget()
+            raise _Discarded from None
+        group.session = group.current = None
+        group.members.append(job)
+
+    def _call(self, job: FunctionJob, session: Session) -> None:
+        try:
+            job.value = job.body(session)
+        except Restart:
+            raise
+        except BaseException as error:  # noqa: BLE001  (also an interrupt: it is the function's outcome)
+            job.error = error
+
+    # -- the end of a group -----------------------------------------------------------------------------------------
+
+    def _commit(self, job: Job, group: Group) -> None:
+        started = time.monotonic()
+        group.committing = True
+        try:
+            self._writer.commit()
+        except sqlite3.Error as error:
+            group.committing = False  # before anything else: `_abandon` would take it for committed
+            self._commit_failed(job, group, error)
+            return
+        self._flush += (time.monotonic() - started - self._flush) / 8
+        self._committed(group)
+        self._turns.leave(job)
+
+    def _committed(self, group: Group) -> None:
+        """Deliver every verdict: from here on the writes are acknowledged."""
+        members = group.members
+        self._company = len(members)
+        self._suspicious = max(0, self._suspicious - 1)
+        self._counters.committed(len(members))
+        for member in members:
+            member.settle()
+        self._open = None
+
+    def _commit_failed(self, job: Job, group: Group, error: sqlite3.Error) -> None:
+        if len(group.members) == 1 or is_unknown_commit(error):
+            ours = self._writer.failed_commit(error)
+            self._open = None
+            for member in group.members:
+                member.value, member.error = None, ours
+                member.settle()
+            self._turns.leave(job)
+            return
+        try:
+            self._discard(group, group.members, error)
+        except _Discarded:
+            self._turns.leave(job)
+
+    def _discard(self, group: Group, jobs: list[Job], error: BaseException | None) -> None:
+        """Roll back, settle what is certain, put the others back in the queue; raise `_Discarded`."""
+        self._open = None
+        self._writer.rollback()
+        self._writer.release()
+        if error is not None and _is_interrupt(error):
+            back = self._broken_up(group, jobs, error)
+        elif len(jobs) == 1:
+            jobs[0].error = jobs[0].error or self._own_error(jobs[0], error)
+            jobs[0].settle()
+            back = []
+        else:
+            self._counters.retried("lost")
+            self._hooks.emit(Retried(self._writer.name, "lost", 1, time.monotonic() - group.began))
+            for job in jobs:
+                job.run_alone()
+            back = jobs
+        self._put_back(back)
+        raise _Discarded
+
+    def _own_error(self, job: Job, error: BaseException | None) -> BaseException:
+        if error is None:
+            return errors.TransactionAborted(f"the transaction on {self._writer.name} was ended by its own SQL")
+        return classify(error, doing=shorten(job.sql) if isinstance(job, StatementJob) else job.kind)
+
+    def _broken_up(self, group: Group, jobs: list[Job], error: BaseException | None) -> list[Job]:
+        """Settle the overdue members of a group that was interrupted; return the others."""
+        self._counters.retried("broken up")
+        now = time.monotonic()
+        back = []
+        for job in jobs:
+            if now >= job.deadline:
+                job.forget()
+                job.error = self._overdue(job, job is group.current, now - group.began, error)
+                job.settle()
+            else:
+                if job is group.current and len(jobs) > 1:
+                    job.run_alone()
+                back.append(job)
+        return back
+
+    def _overdue(self, job: Job, in_the_way: bool, seconds: float, error: BaseException | None) -> errors.Error:
+        if in_the_way and isinstance(job, StatementJob):
+            ours: errors.Error = errors.QueryCanceled(
+                f"{shorten(job.sql)}: the deadline passed after {seconds:.3f} s of it, it was interrupted and has no "
+                "effect; make it smaller, or raise the timeout",
+                sqlite_errorname="SQLITE_INTERRUPT",
+            )
+            ours.__cause__ = error
+            return ours
+        return errors.LockTimeout(
+            f"the deadline passed while a write to {self._writer.name} waited for its group's COMMIT; it has no effect. "
+            "Make transactions shorter, or raise the timeout"
+        )
+
+    def _put_back(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            job.forget()
+        self._turns.put_back(jobs)
+
+    def _abandon(self, job: Job, group: Group | None, interrupt: BaseException) -> None:
+        """Find out from the state what an exception in the driving thread has left, and leave nobody behind."""
+        writer = self._writer
+        if group is None or self._open is not group:  # not begun, or over
+            writer.rollback()
+            writer.release()
+        elif group.committing and not writer.in_transaction:
+            writer.release()  # COMMIT returned: an error of SQLite's own would have come here as itself
+            self._committed(group)
+        else:
+            others = [member for member in group.members if member is not job]
+            self._open = None
+            writer.rollback()
+            writer.release()
+            self._put_back(others)
+        self._turns.leave(job)
+
+    # -- the keeper's side ------------------------------------------------------------------------------------------
+
+    def break_up(self, now: float) -> None:
+        """End what is overdue on the writer's connection; for the keeper, whenever it looks."""
+        watch = self._writer.watch
+        if now < watch.until:
+            return
+        with watch.guard:
+            if now < watch.until:
+                return
+            group = self._open
+            if watch.phase is not USER:
+                self._writer.interrupt()
+            elif group is not None and group.members and isinstance(group.current, FunctionJob):
+                self._revoke(group, group.current)
+            else:
+                watch.until = math.inf
+                self._hooks.emit(Overrun(self._writer.name, "the caller's own code inside a transaction", 0.0))
+
+    def _revoke(self, group: Group, function: FunctionJob) -> None:
+        """Take the transaction from a function that is busy in the user's code; the guard is held."""
+        watch = self._writer.watch
+        assert group.session is not None
+        group.session.revoked = True
+        self._open = None
+        self._writer.rollback()
+        watch.phase, watch.until = IDLE, math.inf
+        self._writer.unlock()
+        self._put_back(self._broken_up(group, group.members, None))
+        self._turns.depose(function)
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    return code_of(error) == INTERRUPT
+
+
+def thread_name(ident: int) -> str:
+    """Name a thread for a message."""
+    names = [thread.name for thread in threading.enumerate() if thread.ident == ident]
+    return repr(names[0]) if names else f"{ident} (not started by threading)"

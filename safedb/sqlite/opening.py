@@ -1,0 +1,193 @@
+"""Opening a database: what is checked and enforced, in which order, and which handles share an engine.
+
+The order: the place and its file system, the side files' lock (so that processes that start at once do not race for
+WAL), ``busy_timeout``, WAL, every pragma read back, SQLite's version. Handles on one file share one engine, whatever
+path they came by; a setting that was not given never contradicts one that was.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from time import monotonic
+
+from safedb import errors
+from safedb.config import PoolConfig, Pragmas, Settings
+from safedb.sqlite import location
+from safedb.sqlite.connections import Extras, creating, refuse_lone_memory
+from safedb.sqlite.driver import VERSION
+from safedb.sqlite.engine import SqliteEngine
+from safedb.stats import logger
+
+FIXED = (3, 51, 3)  # the WAL-reset race ended here, and in these backports (https://sqlite.org/wal.html#walresetbug)
+BACKPORTS = {(3, 44): 6, (3, 50): 7}
+
+Identity = tuple[int, int]
+
+
+@dataclass(slots=True)
+class _Entry:
+    """Be what the process knows of one file: its engines, and which threads are inside which of them."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)  # held while an engine of this file opens or closes
+    engines: dict[bool, SqliteEngine] = field(default_factory=dict)  # by read_only
+    handles: dict[bool, int] = field(default_factory=dict)
+    inside: dict[int, str] = field(default_factory=dict)
+    snapping: set[int] = field(default_factory=set)
+
+
+class Registry:
+    """Know every engine of the process by its file."""
+
+    def __init__(self) -> None:
+        self.mutex = threading.Lock()
+        self.entries: dict[Identity, _Entry] = {}
+        self.memory: set[SqliteEngine] = set()
+        self.refused: dict[Identity, str] = {}  # files that this process must not open: it was forked from their user
+
+    def engines(self) -> list[SqliteEngine]:
+        """List all engines."""
+        return [*self.memory, *(engine for entry in self.entries.values() for engine in entry.engines.values())]
+
+    def open(self, settings: Settings, extras: Extras) -> SqliteEngine:
+        """Give the engine of the settings' target: the one that is there, or a new one."""
+        path = settings.target.path
+        refuse_lone_memory(path, read_only=settings.read_only)
+        if path is None:
+            engine = _make(None, settings, extras)
+            _start(engine, settings)
+            logger.warning("safedb: a database in memory: nothing in it will last")
+            self.memory.add(engine)
+            return engine
+        identity, place = self._place(path, settings)
+        with self.mutex:
+            entry = self.entries.setdefault(identity, _Entry())
+        with entry.lock:
+            return self._share(entry, identity, place, settings, extras)
+
+    def _place(self, path: str, settings: Settings) -> tuple[Identity, location.Location]:
+        place = location.examine(path, read_only=settings.read_only)
+        identity = place.device_inode
+        if identity is None:
+            with creating:
+                location.create(place.realpath, settings.pragmas.effective().file_mode)
+                identity = location.identity(place.realpath)
+        if identity is None:
+            raise errors.ConfigError(f"{place.realpath!r} was deleted while it was opened")
+        refusal = self.refused.get(identity)
+        if refusal is not None:
+            raise errors.InterfaceError(refusal)
+        return identity, place
+
+    def _share(
+        self, entry: _Entry, identity: Identity, place: location.Location, settings: Settings, extras: Extras
+    ) -> SqliteEngine:
+        kind = settings.read_only
+        engine = entry.engines.get(kind)
+        if engine is None:
+            engine = _make(place.realpath, settings, extras)
+            engine.inside, engine.snapping, engine.identity = entry.inside, entry.snapping, identity
+            _start(engine, settings)
+            _report(place)
+            entry.engines[kind], entry.handles[kind] = engine, 0
+        else:
+            _agree(engine, settings, extras)
+        entry.handles[kind] += 1
+        return engine
+
+    def close(self, engine: SqliteEngine, timeout: float) -> None:
+        """Give up one handle's share in an engine; with the last one the engine is closed."""
+        entry = self.entries.get(engine.identity) if engine.identity else None
+        if entry is None:
+            self.memory.discard(engine)
+            engine.close(timeout)
+            return
+        with entry.lock:
+            kind = engine.read_only
+            if entry.engines.get(kind) is not engine:
+                return
+            entry.handles[kind] -= 1
+            if entry.handles[kind] == 0:
+                del entry.engines[kind]
+                engine.close(timeout)
+
+
+def _make(path: str | None, settings: Settings, extras: Extras) -> SqliteEngine:
+    return SqliteEngine(
+        path,
+        pragmas=settings.pragmas.effective(),
+        pool=settings.pool.effective(),
+        policy=settings.retry.effective(),
+        extras=extras,
+        read_only=settings.read_only,
+    )
+
+
+def _start(engine: SqliteEngine, settings: Settings) -> None:
+    """Open a first connection, so that what cannot be put in force is said now."""
+    deadline = monotonic() + settings.retry.effective().timeout
+    try:
+        if engine.read_only:
+            engine.readers.give_back(engine.readers.check_out(deadline))
+        else:
+            with engine.blocks.exclusive(deadline, engine.policy) as writer:
+                writer.cursor()
+    except BaseException:
+        engine.abandon()
+        raise
+
+
+def _report(place: location.Location) -> None:
+    if place.temporary:
+        logger.warning("safedb: %s may not last: %s", place.realpath, place.temporary)
+    if wal_reset_race(VERSION):
+        logger.info(
+            "safedb: SQLite %s has the WAL-reset race (fixed in 3.51.3): safedb never checkpoints beside a commit, but "
+            "other programs that write to %s might",
+            ".".join(map(str, VERSION)), place.realpath,
+        )  # fmt: skip
+
+
+def wal_reset_race(version: tuple[int, ...]) -> bool:
+    """Tell whether this version of SQLite has the race between a checkpoint and a commit (H1)."""
+    major, minor, patch = version[:3]
+    if (major, minor) in BACKPORTS:
+        return patch < BACKPORTS[major, minor]
+    return (3, 7, 0) <= version < FIXED
+
+
+def _agree(engine: SqliteEngine, settings: Settings, extras: Extras) -> None:
+    """Refuse settings that contradict those in force for the file; what was not given agrees."""
+    given: dict[str, tuple[object, object]] = {}
+    options: tuple[Pragmas | PoolConfig, ...] = (settings.pragmas, settings.pool)
+    for option, in_force in zip(options, (engine.pragmas, engine.pool), strict=True):
+        for name, value in option.given().items():
+            given[name] = (value, getattr(in_force, name))
+    given["functions"] = (dict(extras.functions) or dict(engine.extras.functions), dict(engine.extras.functions))
+    given["collations"] = (dict(extras.collations) or dict(engine.extras.collations), dict(engine.extras.collations))
+    for name, (asked, present) in given.items():
+        if asked != present:
+            raise errors.ConfigError(
+                f"{engine.name} is open in this process with {name} = {present!r}, and {asked!r} was asked for: handles on "
+                "one file share one writer. Give the same value, or none"
+            )
+
+
+def extras_of(functions: object, collations: object) -> Extras:
+    """Check ``functions=`` and ``collations=``."""
+    checked: list[dict[str, object]] = []
+    for what, given in (("functions", functions), ("collations", collations)):
+        if given is None:
+            given = {}
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) and name for name in given):
+            raise errors.ConfigError(f"{what}= takes a mapping of names to callables, not {given!r}")
+        for name, value in given.items():
+            body = value[0] if what == "functions" and isinstance(value, tuple) and len(value) == 2 else value
+            if not callable(body):
+                raise errors.ConfigError(f"{what}={{{name!r}: …}} takes a callable, not {value!r}")
+        checked.append(dict(given))
+    return Extras(*checked)  # type: ignore[arg-type]
+
+
+registry = Registry()

@@ -1,0 +1,271 @@
+"""The readers: a bounded pool of read-only connections, each used by one thread at a time.
+
+A connection shared by threads returns wrong rows on Python 3.12 and 3.13 (H24), so a reader is checked out, used to
+the last row, and given back: nothing stays open after a call. Readers are taken last in, first out, so that the warm
+ones are used and the cold ones can be closed.
+
+The free readers are a list, whose ``pop`` and ``append`` are atomic: the common case takes no lock. The rare one, all
+readers in use, is guarded so that no reader lies idle while somebody waits::
+
+    giver                                   waiter
+    idle.append(reader)                     under the mutex: waiters.append(me)
+    waiters? → under the mutex: match       under the mutex: match
+
+Whichever comes second sees what the first has done, and `_match` gives idle readers to waiters in their order.
+
+A reader lost to an exception between two bytecodes is not counted for long: the pool knows its readers weakly.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from safedb import errors
+from safedb.retry import INTERRUPT, READONLY, classify, code_of, is_busy, run_again
+from safedb.config import ResolvedRetryPolicy
+from safedb.sqlite.driver import sqlite3
+from safedb.sqlite.session import shorten
+from safedb.sqlite.writer import DRIVER_ERRORS, Outcome, Values
+from safedb.stats import PoolStats
+
+
+class WritesAfterAll(Exception):
+    """Say that a statement which looked like a read turned out to write: it belongs to the writer."""
+
+
+class Reader:
+    """Be one read-only connection with its one cursor; overdue at ``until`` (monotonic seconds) while it is in use."""
+
+    __slots__ = ("__weakref__", "connection", "cursor", "execute", "until")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self.cursor = connection.cursor()
+        self.execute = self.cursor.execute
+        self.until = 0.0
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        self.connection.close()
+
+    def __del__(self) -> None:
+        self.connection.close()
+
+
+class _Waiter:
+    __slots__ = ("reader", "reopen", "signal")
+
+    def __init__(self) -> None:
+        self.reopen = False  # look again: readers may be opened
+        self.reader: Reader | None = None
+        self.signal = threading.Lock()
+        self.signal.acquire()
+
+
+class Readers:
+    """Lend readers: ``most`` at the most, opened by ``connect`` at first need."""
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection], *, name: str, most: int) -> None:
+        self._connect = connect
+        self._name = name
+        self._most = most
+        self._mutex = threading.Lock()
+        self._waiters: deque[_Waiter] = deque()
+        self._all: weakref.WeakSet[Reader] = weakref.WeakSet()
+        self._opening = 0
+        self._waited = 0
+        self._closed = False
+        self._paused = False  # nobody is lent a reader, and those that come back are closed
+        self._home = threading.Condition(self._mutex)
+        self.idle: list[Reader] = []
+
+    def __repr__(self) -> str:
+        return f"<Readers {self._name} {len(self.idle)} of {len(self._all)} idle>"
+
+    # -- lending ----------------------------------------------------------------------------------------------------
+
+    def check_out(self, deadline: float) -> Reader:
+        """Lend a reader, at once or by the deadline, else raise `PoolTimeout`. It must come back by `give_back`."""
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return self._open_or_wait(deadline)
+
+    def give_back(self, reader: Reader) -> None:
+        """Take a reader back, with nothing open on it."""
+        self.idle.append(reader)
+        if self._waiters or self._closed or self._paused:
+            self._match()
+
+    def _open_or_wait(self, deadline: float) -> Reader:
+        waiter = _Waiter()
+        with self._mutex:
+            if self._closed:
+                raise errors.DatabaseClosed(f"{self._name} is closed; connect again")
+            may_open = not self._paused and len(self._all) + self._opening < self._most
+            if may_open:
+                self._opening += 1
+            else:
+                self._waited += 1
+                self._waiters.append(waiter)
+        if may_open:
+            return self._open()
+        try:
+            self._match()
+            waiter.signal.acquire(timeout=max(0.0, deadline - monotonic()))
+        finally:
+            with self._mutex:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+        reader, waiter.reader = waiter.reader, None
+        if reader is None:
+            if self._closed:
+                raise errors.DatabaseClosed(f"{self._name} is closed; connect again")
+            if waiter.reopen:
+                return self._open_or_wait(deadline)
+            raise errors.PoolTimeout(
+                f"all {self._most} readers of {self._name} were in use until the deadline; finish snapshots sooner, read "
+                "from fewer threads, or raise max_size in PoolConfig"
+            )
+        return reader
+
+    def _open(self) -> Reader:
+        try:
+            reader = Reader(self._connect())
+            self._all.add(reader)
+            return reader
+        finally:
+            with self._mutex:
+                self._opening -= 1
+
+    def _match(self) -> None:
+        with self._mutex:
+            if self._closed:
+                while self._waiters:
+                    self._waiters.popleft().signal.release()
+            if self._closed or self._paused:
+                self._close_idle()
+            while self._waiters and self.idle:
+                try:
+                    reader = self.idle.pop()
+                except IndexError:  # another thread was faster
+                    return
+                waiter = self._waiters.popleft()
+                waiter.reader = reader
+                waiter.signal.release()
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def run(self, sql: str, values: Values, timeout: float, policy: ResolvedRetryPolicy) -> Outcome:
+        """Run one read to its last row within ``timeout`` seconds, on a reader of its own."""
+        now = monotonic()
+        try:
+            reader = self.idle.pop()
+        except IndexError:
+            reader = self._open_or_wait(now + timeout)
+        reader.until = now + timeout
+        try:
+            cursor = reader.execute(sql, values)
+            rows = cursor.fetchall()
+            return rows, cursor.description, len(rows)
+        except DRIVER_ERRORS as error:
+            return self._second_try(reader, sql, values, error, policy)
+        finally:
+            self.idle.append(reader)
+            if self._waiters or self._closed or self._paused:
+                self._match()
+
+    def _second_try(
+        self, reader: Reader, sql: str, values: Values, error: BaseException, policy: ResolvedRetryPolicy
+    ) -> Outcome:
+        """Run a read again after what another caused: a lock in recovery, an interrupt that was meant for another."""
+
+        def attempt() -> Outcome:
+            rows = reader.execute(sql, values).fetchall()
+            return rows, reader.cursor.description, len(rows)
+
+        def may_retry(problem: BaseException) -> bool:
+            return (is_busy(problem) or code_of(problem) == INTERRUPT) and monotonic() < reader.until
+
+        try:
+            if not may_retry(error):
+                raise error
+            return run_again(
+                attempt, policy=policy, deadline=reader.until, may_retry=may_retry, on_retry=lambda *_: None
+            )
+        except DRIVER_ERRORS as final:
+            raise read_error(final, sql) from final
+
+    # -- the keeper's side, and the end -----------------------------------------------------------------------------
+
+    def interrupt_overdue(self, now: float) -> None:
+        """Interrupt every statement that is past its deadline. A stray interrupt is harmless: the read is run again."""
+        for reader in self.busy():
+            if reader.until < now:
+                reader.connection.interrupt()
+
+    def busy(self) -> list[Reader]:
+        """List the readers that are in use at this moment."""
+        idle = self.idle.copy()
+        return [reader for reader in list(self._all) if reader not in idle]
+
+    def trim(self, before: float) -> None:
+        """Close idle readers whose last deadline lies before ``before``: the coldest lie at the bottom."""
+        while self.idle and self.idle[0].until < before:
+            try:
+                reader = self.idle.pop(0)
+            except IndexError:
+                return
+            reader.close()
+            self._all.discard(reader)
+
+    def stats(self) -> PoolStats:
+        """Show the pool at this moment."""
+        size = len(self._all)
+        return PoolStats(size, max(0, size - len(self.idle)), len(self._waiters), self._waited, self._most)
+
+    def close(self) -> None:
+        """Close what is idle now, and each other reader when it comes back. Idempotent."""
+        self._closed = True
+        self._match()
+
+    def pause(self, deadline: float) -> bool:
+        """Lend no more readers and close all, waiting for those in use until ``deadline``; return whether all came home."""
+        with self._home:
+            self._paused = True
+            self._close_idle()
+            return self._home.wait_for(lambda: not (self._all or self._opening), max(0.0, deadline - monotonic()))
+
+    def resume(self) -> None:
+        """Lend readers again."""
+        with self._mutex:
+            self._paused = False
+            while self._waiters:
+                waiter = self._waiters.popleft()
+                waiter.reopen = True
+                waiter.signal.release()
+
+    def _close_idle(self) -> None:
+        while self.idle:
+            reader = self.idle.pop()
+            reader.close()
+            self._all.discard(reader)
+        self._home.notify_all()
+
+
+def read_error(error: BaseException, sql: str) -> BaseException:
+    """Classify what a read raised; a refusal to write (plain SQLITE_READONLY only) is `WritesAfterAll`."""
+    if code_of(error) == READONLY:
+        return WritesAfterAll()
+    if code_of(error) == INTERRUPT:
+        return errors.QueryCanceled(
+            f"{shorten(sql)}: the deadline passed while it ran, and it was interrupted; read less at once, add an index, "
+            "or raise the timeout",
+            sqlite_errorname="SQLITE_INTERRUPT",
+        )
+    return classify(error, doing=shorten(sql))

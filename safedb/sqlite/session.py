@@ -1,0 +1,92 @@
+"""What user code holds inside a write transaction: statements and savepoints, watched and revocable."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from safedb.retry import INTERRUPT, classify, code_of
+from safedb.sqlite.writer import DRIVER_ERRORS, RUNNING, USER, Outcome, Values, Writer
+
+
+class Restart(BaseException):
+    """Unwind a function whose transaction was taken from it: it is run again. Not for user code to see.
+
+    A BaseException, so that ``except Exception`` in the function does not swallow it; if it is swallowed all the same,
+    the next call raises it again, and so does the function's end.
+    """
+
+
+class Session:
+    """Run statements in the open transaction, for the thread that has the turn.
+
+    Each statement tells the watch that it runs (so that the keeper may interrupt it when it is overdue) and, when it is done,
+    that the thread is back in user code (so that the keeper may revoke the session, where the transaction is shared).
+    """
+
+    __slots__ = ("_deadline", "_restartable", "_until", "_writer", "lost", "revoked")
+
+    def __init__(
+        self, writer: Writer, *, deadline: float, until: float | None = None, restartable: bool = False
+    ) -> None:
+        self._writer = writer
+        self._deadline = deadline  # the job's own
+        self._until = deadline if until is None else until  # the group's, which may be earlier
+        self._restartable = restartable  # in a group an interrupt before the own deadline is not this job's fault
+        self.revoked = False
+        self.lost: BaseException | None = None  # what ended the whole transaction, if anything did
+
+    def open(self) -> None:
+        """Hand the transaction over to user code."""
+        self._writer.watch.enter(USER, self._until)
+
+    def end(self) -> None:
+        """Take the transaction back from user code, or raise `Restart` if the keeper has taken it already."""
+        watch = self._writer.watch
+        with watch.guard:
+            if self.revoked:
+                raise Restart
+            watch.phase, watch.until = RUNNING, math.inf
+
+    def run(self, sql: str, values: Values, *, many: bool = False) -> Outcome:
+        """Run one statement; an error comes classified, and `lost` says whether it ended the transaction."""
+        writer, watch = self._writer, self._writer.watch
+        with watch.guard:
+            if self.revoked:
+                raise Restart
+            watch.phase, watch.until = RUNNING, self._until
+        try:
+            return writer.run_many(sql, values) if many else writer.run(sql, values)
+        except DRIVER_ERRORS as error:
+            self._failed(error)
+            raise classify(error, doing=shorten(sql)) from error
+        finally:
+            with watch.guard:
+                watch.phase = USER
+
+    def _failed(self, error: BaseException) -> None:
+        interrupted = code_of(error) == INTERRUPT
+        if interrupted or not self._writer.in_transaction:
+            self.lost = error
+        if interrupted and self._restartable and time.monotonic() < self._deadline:
+            raise Restart from None
+
+    def savepoint(self, name: str) -> None:
+        """Set a savepoint; the caller nests them properly and chooses unique names (H46a)."""
+        self.run(f"SAVEPOINT {name}", ())
+
+    def rollback_to(self, name: str) -> None:
+        """Undo what came since the savepoint, and remove it."""
+        if self._writer.in_transaction:
+            self.run(f"ROLLBACK TO {name}", ())
+            self.run(f"RELEASE {name}", ())
+
+    def release(self, name: str) -> None:
+        """Remove the savepoint and keep what came since."""
+        self.run(f"RELEASE {name}", ())
+
+
+def shorten(sql: str) -> str:
+    """Give one line of the statement's text for a message; values are never shown."""
+    text = " ".join(sql[:400].split())
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,370 @@
+"""The queue of turns: who may use the one writer connection, in which order, and until when they wait.
+
+This file knows no SQL. A thread that wants to write brings a `Ticket`. One of three things happens to it: it is given
+the turn (HOLDING), another thread that has the turn does its work for it (ABOARD, then SERVED), or its deadline passes
+while it waits (LATE, or CROWDED if it never got a place in the queue).
+
+**The invariant** that keeps anyone from sleeping for ever:
+
+    queue not empty  ⇒  the turn is held, or exactly one waiter has been woken and has not yet answered
+
+and beside it: *lobby not empty ⇒ the queue is full*. Every method that gives up the turn, or takes a ticket out of
+the queue, ends in `_call_next`, which re-establishes both; `check` states them as code, for the tests.
+
+**Order.** Handing the turn to a sleeping thread costs 10 to 40 µs, more than a whole write at synchronous NORMAL. So,
+as in WebKit's ParkingLot (https://webkit.org/blog/6161/locking-in-webkit/), a thread that is running anyway may take a
+free turn while nobody in the queue has waited longer than `patience`. From then on the turn goes straight to the head
+of the queue, and among waiters the order is strict::
+
+    A (has the turn)        B (first in the queue)      C (runs already)
+    release: B has waited
+      less than patience:
+      wake B, turn is free
+                                                        take: turn is free, B is not yet
+                                                          impatient: C has the turn
+                            wakes, finds it held,
+                            answers (woken = None),
+                            sleeps; its arrival stays
+                                                        release: B has waited longer than
+                                                          patience: B *is given* the turn
+                            wakes, is HOLDING
+
+If C had found B impatient, it would have queued: B, woken and not yet answered, finds the turn free.
+
+**A deadline against a hand-over.** Both happen under the mutex, so one comes first. Either the waiter has left, and the
+turn goes to the next; or it has been given the turn, and returns HOLDING although it is late: the caller looks at the
+clock and gives the turn back::
+
+    A releases                              B's deadline passes
+    mutex: B.state = HOLDING, holder = B    (still inside acquire(timeout))
+                                            mutex: state is HOLDING  → returns HOLDING, not LATE
+
+**A wake-up is never lost.** A ticket's signal is a binary semaphore (a lock that is born locked). Whoever changes the
+state does so *before* it raises the signal, and the sleeper looks at the state *after* it has consumed it; a signal
+raised twice before the sleeper comes is one signal, after which the sleeper sees the newest state.
+
+**Interrupts.** An exception can reach a thread between any two bytecodes. The critical sections record the new holder
+before anything else, and change the queue by one C call each; `leave` is idempotent, derives from the state what is
+to be done, and stands in the ``finally`` of every caller.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Protocol
+
+NEW = "new"  # not in the queue
+LOBBY = "lobby"  # the queue is full: waits for a place in it
+WAITING = "waiting"  # in the queue
+HOLDING = "holding"  # has the turn
+ABOARD = "aboard"  # out of the queue: whoever has the turn works for it, or it awaits the verdict on its own work
+SERVED = "served"  # the verdict is there
+LATE = "late"  # gave up at its deadline, out of the queue
+CROWDED = "crowded"  # gave up at its deadline, out of the lobby
+
+FOREVER = -1.0
+
+
+class LockLike(Protocol):
+    """Be what the queue needs of a lock: `threading.Lock`, or a test's stepped one."""
+
+    def acquire(self, blocking: bool = True, timeout: float = FOREVER) -> bool: ...  # noqa: D102
+    def release(self) -> None: ...  # noqa: D102
+    def __enter__(self) -> bool: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None: ...
+
+
+class Primitives(Protocol):
+    """Be the seam through which locks and the clock come in, so that a scheduler can step through interleavings."""
+
+    def lock(self) -> LockLike:
+        """Make an unlocked lock; any thread may release it."""
+
+    def monotonic(self) -> float:
+        """Tell the time in seconds."""
+
+
+class RealPrimitives:
+    """Use the interpreter's own locks and clock."""
+
+    def lock(self) -> LockLike:
+        """Make a lock."""
+        return threading.Lock()
+
+    def monotonic(self) -> float:
+        """Tell the time."""
+        return time.monotonic()
+
+
+class Ticket:
+    """Be one wish to write, of one thread, from its arrival to its verdict.
+
+    ``boards``: whoever has the turn may do the work (a statement). ``joins``: the turn may be given to this ticket's
+    thread inside an open transaction (a function). Neither: it takes a turn of its own.
+    """
+
+    __slots__ = ("arrived", "boards", "joins", "luggage", "signal", "state")
+
+    def __init__(self, *, boards: bool = False, joins: bool = False) -> None:
+        self.state = NEW
+        self.boards = boards
+        self.joins = joins
+        self.arrived = 0.0
+        self.luggage: object = None  # what came with the turn: the open group, or None
+        self.signal: LockLike | None = None  # made when the ticket first has to wait
+
+    def settle(self) -> None:
+        """Say that the verdict is there. Called once the work is committed, or is known to be lost."""
+        self.state = SERVED
+        self.wake()
+
+    def wake(self) -> None:
+        """Raise the signal; raised twice it is still one signal."""
+        if self.signal is not None:
+            try:
+                self.signal.release()
+            except RuntimeError:  # it is raised already, and its sleeper has yet to look at the state
+                pass  # (contextlib.suppress costs ten times as much, on the path of every acknowledgement)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.state}{' boards' * self.boards}{' joins' * self.joins}>"
+
+
+class Turns:
+    """Hand out the one turn.
+
+    ``limit``: how many tickets may wait in the queue; further ones wait in the lobby. ``patience``: seconds after which
+    a waiter is no longer overtaken by running threads.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit: int = 10_000,
+        patience: float = 0.001,
+        primitives: Primitives | None = None,
+    ) -> None:
+        primitives = primitives or RealPrimitives()
+        self._mutex = primitives.lock()
+        self._new_lock = primitives.lock
+        self._now = primitives.monotonic
+        self._limit = limit
+        self._patience = patience
+        self._queue: deque[Ticket] = deque()
+        self._lobby: deque[Ticket] = deque()
+        self._holder: Ticket | None = None
+        self._woken: Ticket | None = None  # has been woken, and has not yet answered
+
+    def __repr__(self) -> str:
+        return f"<Turns holder={self._holder!r} waiting={self.waiting}>"
+
+    @property
+    def waiting(self) -> int:
+        """Count the tickets that wait, in the queue and in the lobby."""
+        return len(self._queue) + len(self._lobby)
+
+    @property
+    def holder(self) -> Ticket | None:
+        """Tell who has the turn at this moment; for messages and statistics."""
+        return self._holder
+
+    # -- the waiter's side ----------------------------------------------------------------------------------------
+
+    def take(self, ticket: Ticket, deadline: float) -> str:
+        """Take the turn, or wait for it or for the verdict until ``deadline`` (monotonic seconds).
+
+        Return HOLDING, SERVED, LATE or CROWDED. A ticket that is ABOARD has no deadline of its own: who works for it
+        answers for that.
+        """
+        with self._mutex:
+            # Critical section: grant or queue. The common case is the first line alone.
+            if self._holder is None and (not self._queue or not self._impatient(self._queue[0])):
+                self._holder = ticket
+                ticket.state = HOLDING
+                return HOLDING
+            self._enqueue(ticket)
+        return self.wait(ticket, deadline)
+
+    def wait(self, ticket: Ticket, deadline: float) -> str:
+        """Sleep until the ticket is HOLDING or SERVED, or its deadline has passed while it waited in the queue."""
+        signal = ticket.signal
+        assert signal is not None
+        while True:
+            if ticket.state is ABOARD:
+                signal.acquire()
+                late = False
+            else:
+                remaining = deadline - self._now()
+                late = remaining <= 0 or not signal.acquire(True, remaining)
+            if ticket.state is SERVED:
+                return SERVED
+            with self._mutex:
+                # Critical section: answer the wake-up, or leave.
+                if self._woken is ticket:
+                    self._woken = None
+                    if self._holder is None:
+                        self._holder = ticket
+                        ticket.state = HOLDING
+                        self._queue.remove(ticket)
+                        self._fill_queue()
+                if late and ticket.state in (WAITING, LOBBY):
+                    self._drop(ticket)
+                if ticket.state not in (WAITING, LOBBY, ABOARD):
+                    return ticket.state
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give up whatever the ticket still has: the turn, or its place. Idempotent; for ``finally``.
+
+        A ticket that is ABOARD has nothing to give up: it must wait for its verdict.
+        """
+        if self._holder is not ticket and ticket.state not in (WAITING, LOBBY):
+            return
+        with self._mutex:
+            # Critical section: from the state follows what is to be done.
+            if self._holder is ticket:
+                self._holder = None
+                if ticket.state is HOLDING:
+                    ticket.state = NEW
+            elif ticket.state in (WAITING, LOBBY):
+                self._drop(ticket)
+            self._call_next()
+
+    # -- the holder's side ----------------------------------------------------------------------------------------
+
+    def board(self, most: int) -> list[Ticket]:
+        """Take the run of boarding tickets at the head of the queue, ``most`` at the most. For the holder only."""
+        if not self._queue:  # a look without the mutex: who comes later is seen by the next look, or by `leave`
+            return []
+        taken: list[Ticket] = []
+        with self._mutex:
+            # Critical section: the state first, so that an interrupt leaves a ticket that `board` has marked in the
+            # queue, where the next holder finds it at the head.
+            queue = self._queue
+            while queue and len(taken) < most and queue[0].boards:
+                ticket = queue[0]
+                ticket.state = ABOARD
+                taken.append(ticket)
+                queue.popleft()
+                if self._woken is ticket:
+                    self._woken = None  # the turn is held: nobody need be awake
+            self._fill_queue()
+        return taken
+
+    def pass_on(self, ticket: Ticket, luggage: object) -> bool:
+        """Give the turn with ``luggage`` to the head of the queue if it joins; the giver is ABOARD from then on.
+
+        Return whether it was given. The luggage (an open group) never lies about without a holder.
+        """
+        if not self._queue:
+            return False
+        with self._mutex:
+            # Critical section: one holder, then the other.
+            if self._holder is not ticket or not self._queue or not self._queue[0].joins:
+                return False
+            if ticket.signal is None:
+                ticket.signal = self._closed_signal()
+            if ticket.state is HOLDING:  # else it has had its verdict, and only drove on for the others
+                ticket.state = ABOARD
+            self._give(self._queue[0], luggage)
+            return True
+
+    def put_back(self, tickets: Iterable[Ticket]) -> None:
+        """Queue tickets again at the front, in their order, with the arrival they had: their run was discarded.
+
+        For the holder, or for who has just deposed it; `leave` or `depose` must follow.
+        """
+        with self._mutex:
+            for ticket in reversed(list(tickets)):
+                if ticket.signal is None:
+                    ticket.signal = self._closed_signal()
+                ticket.state = WAITING
+                self._queue.appendleft(ticket)
+                ticket.wake()  # it sleeps without a deadline, and has one again
+
+    def depose(self, ticket: Ticket) -> None:
+        """Take the turn from a holder whose thread is busy elsewhere (user code); it must `take` again."""
+        with self._mutex:
+            if self._holder is ticket:
+                self._holder = None
+                ticket.state = NEW
+            self._call_next()
+
+    # -- inside the mutex -----------------------------------------------------------------------------------------
+
+    def _impatient(self, head: Ticket) -> bool:
+        return self._now() - head.arrived > self._patience
+
+    def _closed_signal(self) -> LockLike:
+        signal: LockLike = self._new_lock()
+        signal.acquire()
+        return signal
+
+    def _enqueue(self, ticket: Ticket) -> None:
+        if ticket.signal is None:
+            ticket.signal = self._closed_signal()
+        ticket.arrived = self._now()
+        if len(self._queue) < self._limit:
+            ticket.state = WAITING
+            self._queue.append(ticket)
+        else:
+            ticket.state = LOBBY
+            self._lobby.append(ticket)
+        self._call_next()
+
+    def _drop(self, ticket: Ticket) -> None:
+        """Take a waiter out of the queue or the lobby at its deadline, and pass on a wake-up that it had."""
+        if self._woken is ticket:
+            self._woken = None
+        if ticket.state is WAITING:
+            ticket.state = LATE
+            self._queue.remove(ticket)
+        else:
+            ticket.state = CROWDED
+            self._lobby.remove(ticket)
+        self._call_next()
+
+    def _fill_queue(self) -> None:
+        while self._lobby and len(self._queue) < self._limit:
+            ticket = self._lobby[0]
+            ticket.state = WAITING
+            self._queue.append(ticket)
+            self._lobby.popleft()
+
+    def _give(self, ticket: Ticket, luggage: object) -> None:
+        """Make the head of the queue the holder, whether or not it is awake."""
+        self._holder = ticket
+        ticket.luggage = luggage
+        ticket.state = HOLDING
+        self._queue.popleft()
+        if self._woken is ticket:
+            self._woken = None
+        self._fill_queue()
+        ticket.wake()
+
+    def _call_next(self) -> None:
+        """Re-establish the invariant: give the free turn to an impatient head, else wake the head once."""
+        self._fill_queue()
+        if self._holder is not None or not self._queue:
+            return
+        head = self._queue[0]
+        if self._impatient(head):
+            self._give(head, None)
+        elif self._woken is None:
+            self._woken = head
+            head.wake()
+
+    def check(self) -> None:
+        """Assert the invariants; the caller makes sure that no critical section is under way."""
+        if self._queue and self._holder is None:
+            assert self._woken is not None, f"a lost wake-up: {self._queue}"
+            assert self._woken in self._queue, f"{self._woken} was woken, and is not in the queue"
+        assert not self._lobby or len(self._queue) >= self._limit, "a place in the queue, and someone in the lobby"
+        assert self._holder is None or self._holder.state in (HOLDING, SERVED, WAITING), f"holder {self._holder}"
+        assert all(ticket.state is WAITING for ticket in self._queue), f"in the queue: {self._queue}"
+        assert all(ticket.state is LOBBY for ticket in self._lobby), f"in the lobby: {self._lobby}"

@@ -1,0 +1,233 @@
+"""The one connection that writes: begin, commit, roll back, and the watch over what runs on it.
+
+Whoever has the turn (`turns.py`) calls these methods; nobody else does. The order is always: turn, side files, BEGIN.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from safedb import errors
+from safedb.config import ResolvedRetryPolicy
+from safedb.retry import INTERRUPT, Phase, classify, code_of, is_busy, is_unknown_commit, run_again
+from safedb.sqlite.driver import sqlite3
+from safedb.sqlite.sidelock import SideLock
+from safedb.stats import Counters, Hooks, Retried
+
+Values = Sequence[Any]
+Outcome = tuple[list[tuple[Any, ...]], Any, int]  # rows, the cursor's description or None, rowcount
+
+IDLE = "idle"  # nothing runs on the connection
+RUNNING = "running"  # a statement may be under way: it can be interrupted
+USER = "user code"  # the transaction is open, and its thread is in a function of the user's
+COMMITTING = "committing"  # COMMIT is under way: nobody may disturb it
+
+NO_ROWS: list[tuple[Any, ...]] = []
+# What the driver raises for a statement: its own errors, and Python's for values that it cannot bind.
+DRIVER_ERRORS = (sqlite3.Error, OverflowError, ValueError, MemoryError)
+
+
+class Watch:
+    """Tell the keeper what runs, and until when it may; let it interrupt that and nothing else.
+
+    The phase changes under ``guard``, and an interrupt is sent under it: so it never reaches a COMMIT, nor a statement
+    of a later transaction. (A lone autocommitted statement sets only ``until``: it can be run again.)
+    """
+
+    __slots__ = ("guard", "phase", "until")
+
+    def __init__(self) -> None:
+        self.guard = threading.Lock()
+        self.phase = IDLE
+        self.until = math.inf
+
+    def enter(self, phase: str, until: float = math.inf) -> None:
+        """Go over to another phase, overdue at ``until`` (monotonic seconds)."""
+        with self.guard:
+            self.phase = phase
+            self.until = until
+
+
+class Writer:
+    """Own the writer's connection, and what must be held while it writes.
+
+    ``connect`` opens a connection with every pragma in force. ``side`` is the lock between processes (None in memory).
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], sqlite3.Connection],
+        *,
+        name: str,
+        side: SideLock | None,
+        counters: Counters,
+        hooks: Hooks,
+    ) -> None:
+        self._connect = connect
+        self.side = side
+        self._counters = counters
+        self._hooks = hooks
+        self.name = name
+        self.watch = Watch()
+        self.connection: sqlite3.Connection | None = None
+        self._cursor: sqlite3.Cursor | None = None
+
+    def __repr__(self) -> str:
+        return f"<Writer {self.name} {self.watch.phase}>"
+
+    # -- the connection ---------------------------------------------------------------------------------------------
+
+    def cursor(self) -> sqlite3.Cursor:
+        """Give the one cursor; open the connection where there is none (at first, after a fork, after a broken disk)."""
+        cursor = self._cursor
+        if cursor is None:
+            self.connection = self._connect()
+            cursor = self._cursor = self.connection.cursor()
+        return cursor
+
+    def adopt(self, connection: sqlite3.Connection) -> None:
+        """Use a connection that is there already."""
+        self.connection = connection
+        self._cursor = connection.cursor()
+
+    @property
+    def in_transaction(self) -> bool:
+        """Ask SQLite whether a transaction is open: after an error only it knows."""
+        return self.connection is not None and self.connection.in_transaction
+
+    def close(self) -> None:
+        """Close the connection; the next use opens another. Idempotent."""
+        connection, self.connection, self._cursor = self.connection, None, None
+        if connection is not None:
+            connection.close()
+
+    def interrupt(self) -> None:
+        """End the statement under way from another thread; for the keeper, under the watch's guard."""
+        connection = self.connection
+        if connection is not None:
+            connection.interrupt()
+
+    # -- the lock between processes ---------------------------------------------------------------------------------
+
+    def lock(self, deadline: float) -> None:
+        """Take the side files' lock, or raise `LockTimeout` at the deadline."""
+        side = self.side
+        if side is None or side.try_acquire():
+            return
+        started = time.monotonic()
+        try:
+            acquired = side.acquire(deadline)
+        except BaseException:
+            side.release()
+            raise
+        waited = time.monotonic() - started
+        self._counters.lock_waits.add(waited)
+        if not acquired:
+            pid = side.holder()
+            raise errors.LockTimeout(
+                f"waited {waited:.3f} s for another process{f' (pid {pid})' if pid else ''} that writes to {self.name}; "
+                "see what it does, make its transactions shorter, or raise the timeout"
+            )
+
+    def unlock(self) -> None:
+        """Let the next process write. Idempotent."""
+        if self.side is not None:
+            self.side.release()
+
+    # -- transactions -----------------------------------------------------------------------------------------------
+
+    def begin(self, deadline: float, policy: ResolvedRetryPolicy) -> None:
+        """Take the lock between processes and open a transaction that may write, or raise with nothing held."""
+        self.lock(deadline)
+        try:
+            try:
+                self.cursor().execute("BEGIN IMMEDIATE")
+            except sqlite3.Error as error:
+                if not self.may_begin_again(error):
+                    raise classify(error, doing=f"BEGIN IMMEDIATE on {self.name}", phase=Phase.BEGIN) from error
+                self.wait_for_foreigners(lambda: self.cursor().execute("BEGIN IMMEDIATE"), deadline, policy)
+        except BaseException:
+            self.rollback()
+            self.unlock()
+            raise
+
+    def may_begin_again(self, error: BaseException) -> bool:
+        """Tell whether nothing has been done yet: another's lock was in the way, or an interrupt meant for another."""
+        return is_busy(error) or code_of(error) == INTERRUPT
+
+    def wait_for_foreigners(self, attempt: Callable[[], Any], deadline: float, policy: ResolvedRetryPolicy) -> Any:
+        """Try again on the policy's schedule while a program that does not know the side files holds SQLite's lock."""
+        started = time.monotonic()
+
+        def note(number: int, pause: float) -> None:
+            self._counters.retried("busy")
+            if number == 1:
+                self._hooks.emit(Retried(self.name, "busy", number, time.monotonic() - started))
+
+        try:
+            return run_again(attempt, policy=policy, deadline=deadline, may_retry=self.may_begin_again, on_retry=note)
+        except sqlite3.Error as error:
+            if not is_busy(error):
+                raise
+            raise errors.LockTimeout(
+                f"waited {time.monotonic() - started:.3f} s for the write lock of {self.name}, which a program that does "
+                "not use safedb holds (the sqlite3 shell, a backup tool, a plain connection); end its transaction, or "
+                "raise the timeout",
+                sqlite_errorname=error.sqlite_errorname,
+            ) from error
+
+    def run(self, sql: str, values: Values) -> Outcome:
+        """Run one statement to its end; the driver's errors come through as they are."""
+        cursor = self.cursor().execute(sql, values)
+        description = cursor.description
+        if description is None:
+            return NO_ROWS, None, cursor.rowcount
+        rows = cursor.fetchall()
+        count = cursor.rowcount
+        return rows, description, len(rows) if count < 0 else count
+
+    def run_many(self, sql: str, rows: Sequence[Values]) -> Outcome:
+        """Run one statement once for each of ``rows``; the count is their sum."""
+        cursor = self.cursor().executemany(sql, rows)
+        return NO_ROWS, None, max(cursor.rowcount, 0)
+
+    def commit(self) -> None:
+        """Commit, and let go of the lock between processes once COMMIT has succeeded; errors come through."""
+        self.watch.enter(COMMITTING)
+        started = time.perf_counter()
+        self.cursor().execute("COMMIT")
+        self._counters.commit_times.add(time.perf_counter() - started)
+        self.release()
+
+    def release(self) -> None:
+        """End the watch and let the next process write."""
+        self.watch.enter(IDLE)
+        self.unlock()
+
+    def rollback(self) -> None:
+        """Roll back what is open. Never raises: a rollback that fails costs the connection, which undoes it as well."""
+        try:
+            if self.in_transaction:
+                self.cursor().execute("ROLLBACK")
+        except sqlite3.Error:
+            self.discard()
+
+    def discard(self) -> None:
+        """Give up a connection that can no longer be trusted; the next use opens another."""
+        try:
+            self.close()
+        except sqlite3.Error:
+            self.connection = self._cursor = None
+
+    def failed_commit(self, error: sqlite3.Error) -> errors.Error:
+        """Clear up after a COMMIT that raised: roll back; after a failed fsync give up the connection (H14)."""
+        ours = classify(error, doing=f"COMMIT on {self.name}", phase=Phase.COMMIT)
+        if is_unknown_commit(error):
+            self.discard()
+        self.rollback()
+        self.release()
+        return ours
