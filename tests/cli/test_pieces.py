@@ -203,7 +203,7 @@ def test_elsewhere_than_on_a_terminal_plain_lines_come_now_and_then() -> None:
     assert written.getvalue().splitlines() == [
         "by hand: starting",
         "by hand: 1 of 2 s, 10,000 writes/s, worst wait 2.50 ms",
-        "by hand: 2 of 2 s, 10,000 writes/s, worst wait 2.50 ms, 1 errors",
+        "by hand: 2 of 2 s, 10,000 writes/s, worst wait 2.50 ms, errors: 1",
     ]
 
 

@@ -21,6 +21,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Run `safedb stress` with parsed arguments; return its exit code. Raises UsageError for what cannot be run."""
     options = _options.from_arguments(arguments)
     _options.require(["rich", *(["matplotlib"] if options.plot is not None else [])])
-    from safedb.cli.stress.run import Run
+    from safedb.cli.stress.main import Run
 
     return Run(options, sys.stdout, sys.stderr).main()

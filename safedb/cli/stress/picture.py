@@ -79,7 +79,8 @@ def _axes(axes: Axes, sides: list[Summary]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(visible=True, which="major", color="#d8dee4", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper right", frameon=True, framealpha=0.95, edgecolor="#d8dee4", fontsize=10)
+    if sides:
+        axes.legend(loc="upper right", frameon=True, framealpha=0.95, edgecolor="#d8dee4", fontsize=10)
 
 
 def _power(seconds: float) -> str:

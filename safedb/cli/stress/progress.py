@@ -108,7 +108,7 @@ def follower(console: Console, side: str, seconds: float) -> Follower:
 
 def text(elapsed: float, seconds: float, rate: float, tick: Tick) -> str:
     """Return the line: time, rate, the worst wait so far, errors."""
-    errors = f", {tick.errors:,} errors" if tick.errors else ""
+    errors = f", errors: {tick.errors:,}" if tick.errors else ""
     return f"{elapsed:.0f} of {seconds:g} s, {rate:,.0f} writes/s, worst wait {duration(tick.longest / 1e9)}{errors}"
 
 

@@ -32,7 +32,7 @@ class Run:
         self._report = Console(file=errors if options.json == "-" else output)
         self._live = Console(file=errors)
         if not self._report.is_terminal:
-            self._report = Console(file=self._report.file, width=160)  # a file has no edge to wrap at
+            self._report = Console(file=self._report.file, width=10_000)  # a file has no edge to wrap at
 
     def main(self) -> int:
         """Run, and return the exit code; what was made is removed, whatever happens."""
