@@ -27,8 +27,6 @@ T = TypeVar("T")
 class Block(Job):
     """Be one block: a turn, an open transaction and the session that the user's code works with."""
 
-    __slots__ = ("session",)
-
     kind = "a transaction block"
     session: Session
 

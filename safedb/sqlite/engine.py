@@ -28,7 +28,7 @@ from safedb.sqlite.connections import Connections, Extras
 from safedb.sqlite.groups import FunctionJob, Groups, StatementJob
 from safedb.sqlite.keeper import Keeper
 from safedb.sqlite.readers import Reader, Readers, WritesAfterAll
-from safedb.sqlite.session import Session
+from safedb.sqlite.session import Session, shorten
 from safedb.sqlite.sidelock import SideLock
 from safedb.sqlite.snapshots import Snapshots, SnapshotSession
 from safedb.sqlite.turns import Turns
@@ -42,7 +42,8 @@ WATCH_TICK = 0.04  # seconds: so a deadline is overstayed by less than 100 ms
 CHECKPOINT_TICK = 0.1
 LONG = 86_400.0  # seconds: for checks and backups that were given no deadline
 MANY_VALUES = 100_000  # an executemany of more values than this runs as a block, not in a group
-LEARNT = 4096  # texts of statements whose route was learnt from SQLite's refusal
+LEARNT = 4096  # texts of statements that something is remembered of
+LONGEST_LEARNT = 10_000  # characters of such a text
 
 
 class SqliteEngine:
@@ -72,6 +73,7 @@ class SqliteEngine:
         self.snapping: set[int] = set()  # threads inside a snapshot
         self.identity: tuple[int, int] | None = None
         self._forking: Exclusive | None = None  # holds the turn while the process is copied
+        self._reads: dict[str, tuple[Statement, Decoders | None]] = {}  # reads that were run before
         self._learnt: set[str] = set()  # texts that turned out to write
         self._build()
 
@@ -105,35 +107,54 @@ class SqliteEngine:
 
     def execute(self, sql: str, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
         """Run one statement in a transaction of its own."""
+        read = self._reads.get(sql)
+        if read is None or self.inside or self.snapping:
+            return self._execute(sql, params, timeout, policy)
+        # A read that was here before: what it is, and what its columns need, is known.
+        if self.watcher.asleep:
+            self.watcher.wake()
+        statement, decoders = read
+        fetched = self.readers.run(statement.sql, statement.bind(params), timeout, policy)
+        if decoders is None:
+            return fetched
+        return decode_rows(fetched[0], decoders), fetched[1], fetched[2]
+
+    def _execute(self, sql: str, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
         statement = parse(sql)
         if self.inside or self.snapping:
             self.refuse_reentry(reading=statement.route is Route.READ)
-        if statement.route is Route.READ and sql not in self._learnt and self.path is not None:
-            return self._read(statement, params, timeout, policy)
         if statement.connection_bound:
-            raise errors.ProgrammingError(f"{statement.source.strip()[:120]}: {statement.connection_bound}")
+            raise errors.ProgrammingError(f"{shorten(sql)}: {statement.connection_bound}")
+        if statement.route is Route.READ and self.path is not None and sql not in self._learnt:
+            try:
+                return self._read(statement, params, timeout, policy)
+            except WritesAfterAll:
+                if self.read_only:
+                    raise self._read_only_error(statement) from None
+                self._remember(statement)
         return self._write(statement, params, timeout, policy)
 
     def _read(self, statement: Statement, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
-        if statement.connection_bound:
-            raise errors.ProgrammingError(f"{statement.source.strip()[:120]}: {statement.connection_bound}")
         if self.watcher.asleep:
             self.watcher.wake()
-        try:
-            rows, description, count = self.readers.run(
-                statement.sql,
-                () if params is None and not statement.parameters else statement.bind(params),
-                timeout,
-                policy,
-            )
-        except WritesAfterAll:
-            if self.read_only:
-                raise self._read_only_error(statement) from None
-            if len(self._learnt) < LEARNT:
-                self._learnt.add(statement.source)
-            return self._write(statement, params, timeout, policy)
+        fetched = self.readers.run(statement.sql, statement.bind(params), timeout, policy)
         decoders = self.columns.of(statement)
-        return (rows if decoders is None else decode_rows(rows, decoders)), description, count
+        if len(self._reads) >= LEARNT:
+            self._reads.clear()
+        if len(statement.source) <= LONGEST_LEARNT:
+            self._reads[statement.source] = statement, decoders
+        return fetched if decoders is None else (decode_rows(fetched[0], decoders), *fetched[1:])
+
+    def _remember(self, statement: Statement) -> None:
+        """Remember that a statement which looks like a read writes."""
+        self._reads.pop(statement.source, None)
+        if len(self._learnt) < LEARNT and len(statement.source) <= LONGEST_LEARNT:
+            self._learnt.add(statement.source)
+
+    def _forget_schema(self) -> None:
+        """Forget what rests on the schema: it has changed, or may have."""
+        self.columns.forget()
+        self._reads.clear()
 
     def _write(self, statement: Statement, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
         if self.read_only:
@@ -156,11 +177,11 @@ class SqliteEngine:
                     deadline,
                     policy,
                     lambda writer: writer.run(statement.sql, values),
-                    doing=statement.source.strip()[:120],
+                    doing=shorten(statement.source),
                 )
             return self._in_block(deadline, policy, lambda session: session.run(statement.sql, values))
         finally:
-            self.columns.forget()
+            self._forget_schema()
 
     def _in_block(self, deadline: float, policy: ResolvedRetryPolicy, work: Callable[[Session], T]) -> T:
         block = self.blocks.begin(deadline, policy)
@@ -193,7 +214,7 @@ class SqliteEngine:
             raise self._read_only_error(statement)
         check_many(statement)
         if statement.connection_bound:
-            raise errors.ProgrammingError(f"{sql.strip()[:120]}: {statement.connection_bound}")
+            raise errors.ProgrammingError(f"{shorten(sql)}: {statement.connection_bound}")
         return statement
 
     def execute_script(self, statements: list[Statement], timeout: float, policy: ResolvedRetryPolicy) -> None:
@@ -205,7 +226,7 @@ class SqliteEngine:
                 raise self._read_only_error(statement)
             check_in_transaction(statement)
             if statement.connection_bound:
-                raise errors.ProgrammingError(f"{statement.source.strip()[:120]}: {statement.connection_bound}")
+                raise errors.ProgrammingError(f"{shorten(statement.source)}: {statement.connection_bound}")
         self._wake()
         deadline = monotonic() + timeout
 
@@ -216,7 +237,7 @@ class SqliteEngine:
         try:
             self._in_block(deadline, policy, work)
         finally:
-            self.columns.forget()
+            self._forget_schema()
 
     def statement(self, sql: str) -> Statement:
         """Read a statement that is to run inside a transaction or a snapshot, or refuse it."""
@@ -406,7 +427,7 @@ class SqliteEngine:
 
     def _read_only_error(self, statement: Statement) -> errors.Error:
         return errors.ProgrammingError(
-            f"{statement.source.strip()[:120]}: {self.name} was opened read-only; open it without mode=ro to write",
+            f"{shorten(statement.source)}: {self.name} was opened read-only; open it without mode=ro to write",
             sqlstate="25006",
         )
 
@@ -426,7 +447,8 @@ class SqliteEngine:
 
     def _tend(self, now: float) -> bool:
         """Look after the WAL and the readers; the checkpointer's chore."""
-        self.columns.schema_changed()
+        if self.columns.schema_changed():
+            self._reads.clear()
         self.readers.trim(now - self.pool.max_idle)
         return self.checkpoints.look(now)
 

@@ -56,9 +56,10 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-import time
 from collections.abc import Callable
-from typing import Any
+from threading import get_ident
+from time import monotonic, sleep
+from typing import Any, cast
 
 from safedb import errors
 from safedb.config import ResolvedRetryPolicy
@@ -77,19 +78,14 @@ SUSPICION = 16  # groups that start with savepoints after one that had to be run
 class Job(Ticket):
     """Be a ticket with a deadline (monotonic seconds) and, in the end, an outcome: a value or an error."""
 
-    __slots__ = ("deadline", "error", "policy", "thread", "value")
-
     kind = "a write"
+    value: Any = None
+    error: BaseException | None = None
 
-    def __init__(
-        self, deadline: float, policy: ResolvedRetryPolicy, *, boards: bool = False, joins: bool = False
-    ) -> None:
-        super().__init__(boards=boards, joins=joins)
+    def __init__(self, deadline: float, policy: ResolvedRetryPolicy) -> None:
         self.deadline = deadline
         self.policy = policy
-        self.thread = threading.get_ident()
-        self.value: Any = None
-        self.error: BaseException | None = None
+        self.thread = get_ident()
 
     @property
     def alone(self) -> bool:
@@ -108,17 +104,18 @@ class Job(Ticket):
 class StatementJob(Job):
     """Be one statement with plain values: no user code, so any thread may run it. ``many``: values are many rows."""
 
-    __slots__ = ("many", "sql", "values")
-
     kind = "a statement"
+    boards = True
 
     def __init__(
         self, sql: str, values: Values, deadline: float, policy: ResolvedRetryPolicy, *, many: bool = False
     ) -> None:
-        super().__init__(deadline, policy, boards=True)
         self.sql = sql
         self.values = values
         self.many = many
+        self.deadline = deadline
+        self.policy = policy
+        self.thread = get_ident()
 
     def run(self, writer: Writer) -> Outcome:
         """Run the statement on the writer's connection."""
@@ -128,12 +125,11 @@ class StatementJob(Job):
 class FunctionJob(Job):
     """Be a function of the user's: it runs in its own thread, and may be run again."""
 
-    __slots__ = ("body",)
-
     kind = "a function"
+    joins = True
 
     def __init__(self, body: Callable[[Session], Any], deadline: float, policy: ResolvedRetryPolicy) -> None:
-        super().__init__(deadline, policy, joins=True)
+        super().__init__(deadline, policy)
         self.body = body
 
 
@@ -211,7 +207,7 @@ class Groups:
         return job.value
 
     def too_late(self, job: Job) -> errors.Error:
-        waited = time.monotonic() - job.arrived
+        waited = monotonic() - job.arrived
         if job.state is CROWDED:
             return errors.QueueFull(
                 f"the queue of writers of {self._writer.name} stayed full for {waited:.3f} s; write from fewer threads, "
@@ -244,22 +240,26 @@ class Groups:
 
     def _serve(self, job: Job) -> None:
         """Use the turn that ``job`` has just been given, for itself and for others, and give it up."""
-        group, job.luggage = job.luggage, None
-        job.forget()
         self.note_turn(job)
-        if not isinstance(group, Group) and time.monotonic() >= job.deadline:
+        group = job.luggage
+        if group is not None:
+            job.luggage = None
+            job.forget()
+            self._lead(job, cast("Group", group))
+        elif job.arrived and monotonic() >= job.deadline:
             job.error = self.too_late(job)
             self._finish(job)
-        elif isinstance(job, StatementJob) and group is None and self._is_lone(job):
+        elif type(job) is StatementJob and self._is_lone(job):
             self._run_lone(job)
         else:
-            self._lead(job, group if isinstance(group, Group) else None)
+            job.forget()
+            self._lead(job, None)
 
     def note_turn(self, job: Job) -> None:
-        counters = self._counters
-        counters.turns += 1
+        """Count a turn, and how long it was waited for."""
+        self._counters.turns += 1
         if job.arrived:
-            self._note_wait(job, time.monotonic())
+            self._note_wait(job, monotonic())
 
     def _note_wait(self, job: Job, now: float) -> None:
         waited = now - job.arrived
@@ -274,45 +274,41 @@ class Groups:
 
     def _is_lone(self, job: StatementJob) -> bool:
         """Tell whether to spare BEGIN and COMMIT: nobody waits, and nobody came along last time."""
-        return not job.many and self._turns.waiting == 0 and (self._company == 1 or job.alone)
+        return not job.many and (self._company == 1 or job.alone) and self._turns.waiting == 0
 
     def _run_lone(self, job: StatementJob) -> None:
         """Run one statement as its own transaction (autocommit): all that BEGIN IMMEDIATE and COMMIT would do for it."""
-        writer = self._writer
+        writer, watch = self._writer, self._writer.watch
         try:
             writer.lock(job.deadline)
+            watch.until = job.deadline
             try:
-                writer.watch.until = job.deadline
-                job.value = self._autocommit(job)
-            except sqlite3.Error as error:
-                job.error = self._lone_error(job, error)
+                job.value = writer.run(job.sql, job.values)
+            except DRIVER_ERRORS as error:
+                self._lone_failed(job, error)
             finally:
-                writer.watch.until = math.inf
+                watch.until = math.inf
                 writer.unlock()
         except errors.Error as error:
             job.error = error
-        except DRIVER_ERRORS as error:
-            job.error = classify(error, doing=shorten(job.sql))
         if job.error is None:
             self._counters.committed(1)
         self._finish(job)
 
-    def _autocommit(self, job: StatementJob) -> Outcome:
+    def _lone_failed(self, job: StatementJob, error: BaseException) -> None:
+        """Run it again where nothing has been done: BUSY comes first of all, and what is interrupted is undone."""
         writer = self._writer
         try:
-            return writer.run(job.sql, job.values)
-        except sqlite3.Error as error:
-            if not writer.may_begin_again(error) or time.monotonic() >= job.deadline:
-                raise
-        # BUSY comes before anything is done; a stray interrupt has undone what was done. Both may be run again.
-        outcome: Outcome = writer.wait_for_foreigners(lambda: writer.run(job.sql, job.values), job.deadline, job.policy)
-        return outcome
-
-    def _lone_error(self, job: StatementJob, error: sqlite3.Error) -> errors.Error:
-        if is_unknown_commit(error):  # in autocommit only the commit syncs
-            return self._writer.failed_commit(error)
-        self._writer.rollback()
-        return classify(error, doing=shorten(job.sql))
+            if not writer.may_begin_again(error) or monotonic() >= job.deadline:
+                raise error
+            job.value = writer.wait_for_foreigners(lambda: writer.run(job.sql, job.values), job.deadline, job.policy)
+        except sqlite3.Error as final:
+            if is_unknown_commit(final):  # in autocommit only the commit syncs
+                raise writer.failed_commit(final) from final
+            writer.rollback()
+            job.error = self._canceled(job, final) if _is_interrupt(final) else classify(final, doing=shorten(job.sql))
+        except DRIVER_ERRORS as final:
+            job.error = classify(final, doing=shorten(job.sql))
 
     # -- leading a group --------------------------------------------------------------------------------------------
 
@@ -327,9 +323,9 @@ class Groups:
                     job.error = error
                     self._finish(job)
                     return
-                group = self._open = Group(careful=job.joins or self._suspicious > 0, began=time.monotonic())
+                group = self._open = Group(careful=job.joins or self._suspicious > 0, began=monotonic())
                 group.full = job.alone
-            elif time.monotonic() >= job.deadline:
+            elif monotonic() >= job.deadline:
                 job.error = self.too_late(job)
                 job.settle()
                 self._drive(job, group)
@@ -360,7 +356,7 @@ class Groups:
         self._commit(job, group)
 
     def _is_full(self, group: Group) -> bool:
-        return len(group.members) >= self._most or time.monotonic() - group.began > self._time_limit
+        return len(group.members) >= self._most or monotonic() - group.began > self._time_limit
 
     def _wait_for_company(self, group: Group) -> bool:
         """Pause a little before COMMIT on a slow disk, while groups were larger of late; return whether to look again.
@@ -369,14 +365,14 @@ class Groups:
         """
         if self._flush < SLOW_FLUSH or len(group.members) >= self._company:
             return False
-        if time.monotonic() - group.began > self._flush:
+        if monotonic() - group.began > self._flush:
             return False
-        time.sleep(self._flush / 8)
+        sleep(self._flush / 8)
         return True
 
     def _run_members(self, jobs: list[Job], group: Group) -> None:
         """Run statements of others (and the leader's own) in the open transaction."""
-        now = time.monotonic()
+        now = monotonic()
         until = min(group.until, *(job.deadline for job in jobs))
         group.until = min(until, group.began + self._patience) if len(group.members) + len(jobs) > 1 else until
         self._writer.watch.enter(RUNNING, group.until)
@@ -478,7 +474,7 @@ class Groups:
     # -- the end of a group -----------------------------------------------------------------------------------------
 
     def _commit(self, job: Job, group: Group) -> None:
-        started = time.monotonic()
+        started = monotonic()
         group.committing = True
         try:
             self._writer.commit()
@@ -486,7 +482,7 @@ class Groups:
             group.committing = False  # before anything else: `_abandon` would take it for committed
             self._commit_failed(job, group, error)
             return
-        self._flush += (time.monotonic() - started - self._flush) / 8
+        self._flush += (monotonic() - started - self._flush) / 8
         self._committed(group)
         self._turns.leave(job)
 
@@ -527,7 +523,7 @@ class Groups:
             back = []
         else:
             self._counters.retried("lost")
-            self._hooks.emit(Retried(self._writer.name, "lost", 1, time.monotonic() - group.began))
+            self._hooks.emit(Retried(self._writer.name, "lost", 1, monotonic() - group.began))
             for job in jobs:
                 job.run_alone()
             back = jobs
@@ -542,12 +538,12 @@ class Groups:
     def _broken_up(self, group: Group, jobs: list[Job], error: BaseException | None) -> list[Job]:
         """Settle the overdue members of a group that was interrupted; return the others."""
         self._counters.retried("broken up")
-        now = time.monotonic()
+        now = monotonic()
         back = []
         for job in jobs:
             if now >= job.deadline:
                 job.forget()
-                job.error = self._overdue(job, job is group.current, now - group.began, error)
+                job.error = self._overdue(job, job is group.current, error)
                 job.settle()
             else:
                 if job is group.current and len(jobs) > 1:
@@ -555,19 +551,22 @@ class Groups:
                 back.append(job)
         return back
 
-    def _overdue(self, job: Job, in_the_way: bool, seconds: float, error: BaseException | None) -> errors.Error:
-        if in_the_way and isinstance(job, StatementJob):
-            ours: errors.Error = errors.QueryCanceled(
-                f"{shorten(job.sql)}: the deadline passed after {seconds:.3f} s of it, it was interrupted and has no "
-                "effect; make it smaller, or raise the timeout",
-                sqlite_errorname="SQLITE_INTERRUPT",
-            )
-            ours.__cause__ = error
-            return ours
+    def _overdue(self, job: Job, in_the_way: bool, error: BaseException | None) -> errors.Error:
+        if in_the_way:
+            return self._canceled(job, error)
         return errors.LockTimeout(
             f"the deadline passed while a write to {self._writer.name} waited for its group's COMMIT; it has no effect. "
             "Make transactions shorter, or raise the timeout"
         )
+
+    def _canceled(self, job: Job, error: BaseException | None) -> errors.Error:
+        ours = errors.QueryCanceled(
+            f"{shorten(job.sql) if isinstance(job, StatementJob) else job.kind}: the deadline passed while it ran; it was "
+            "interrupted and has no effect. Make it smaller, or raise the timeout",
+            sqlite_errorname="SQLITE_INTERRUPT",
+        )
+        ours.__cause__ = error
+        return ours
 
     def _put_back(self, jobs: list[Job]) -> None:
         for job in jobs:

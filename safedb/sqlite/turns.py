@@ -55,7 +55,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, cast
 
 NEW = "new"  # not in the queue
 LOBBY = "lobby"  # the queue is full: waits for a place in it
@@ -109,15 +109,13 @@ class Ticket:
     thread inside an open transaction (a function). Neither: it takes a turn of its own.
     """
 
-    __slots__ = ("arrived", "boards", "joins", "luggage", "signal", "state")
-
-    def __init__(self, *, boards: bool = False, joins: bool = False) -> None:
-        self.state = NEW
-        self.boards = boards
-        self.joins = joins
-        self.arrived = 0.0
-        self.luggage: object = None  # what came with the turn: the open group, or None
-        self.signal: LockLike | None = None  # made when the ticket first has to wait
+    # Defaults of the class and not of each ticket: most tickets are served without ever having to wait.
+    state = NEW
+    boards = False
+    joins = False
+    arrived = 0.0
+    luggage: object = None  # what came with the turn: the open group, or None
+    signal: LockLike | None = None  # made when the ticket first has to wait
 
     def settle(self) -> None:
         """Say that the verdict is there. Called once the work is committed, or is known to be lost."""
@@ -193,8 +191,7 @@ class Turns:
 
     def wait(self, ticket: Ticket, deadline: float) -> str:
         """Sleep until the ticket is HOLDING or SERVED, or its deadline has passed while it waited in the queue."""
-        signal = ticket.signal
-        assert signal is not None
+        signal = cast("LockLike", ticket.signal)  # `_enqueue` made it
         while True:
             if ticket.state is ABOARD:
                 signal.acquire()

@@ -19,8 +19,10 @@ from xml.etree import ElementTree
 import pytest
 
 from safedb.cli import main
-from safedb.cli.stress import main as run
-from safedb.cli.stress.verify import Findings, verify
+from safedb.cli.stress import report as reporting
+from safedb.cli.stress import target, verify
+from safedb.cli.stress.phase import Phase, PhaseResult
+from safedb.cli.stress.verify import Findings
 from safedb.cli.stress.workload import PREFIX
 
 SHORT = ("--seconds", "0.5", "--threads", "4")
@@ -202,7 +204,7 @@ def test_ctrl_c_twice_gives_up_at_once_and_still_cleans_up(here: Path) -> None:
 def test_ctrl_c_on_a_terminal(here: Path) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execv(sys.executable, command("--processes", "2", "--threads", "2", "--seconds", "60"))  # noqa: S606
+        os.execv(sys.executable, command("--processes", "2", "--threads", "2", "--seconds", "60"))
     seen = b""
     pressed = False
     while True:
@@ -225,8 +227,11 @@ def test_ctrl_c_on_a_terminal(here: Path) -> None:
 # In this process: what the exit code says.
 
 
+_verify = verify.verify
+
+
 def broken(path: str, *arguments: Any) -> Findings:
-    found = verify(path, *arguments)
+    found = _verify(path, *arguments)
     found.lost += "safedb.db" in path
     return found
 
@@ -234,7 +239,7 @@ def broken(path: str, *arguments: Any) -> Findings:
 def test_a_broken_promise_of_safedb_gives_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run.verify, "verify", broken)
+    monkeypatch.setattr(verify, "verify", broken)
     assert main(["stress", *SHORT, "--no-by-hand"]) == 1
     output = capsys.readouterr().out
     assert "safedb broke its promises:" in output
@@ -244,7 +249,7 @@ def test_a_broken_promise_of_safedb_gives_exit_code_1(
 def test_what_the_by_hand_side_loses_does_not_change_the_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run.verify, "verify", lambda path, *rest: Findings(lost=int("by-hand" in path)))
+    monkeypatch.setattr(verify, "verify", lambda path, *rest: Findings(lost=int("by-hand" in path)))
     assert main(["stress", *SHORT]) == 0
     assert "broke" not in capsys.readouterr().out
 
@@ -255,7 +260,7 @@ def test_a_result_that_cannot_be_written_is_said(
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(run.report, "write_json", full)
+    monkeypatch.setattr(reporting, "write_json", full)
     assert main(["stress", *SHORT, "--no-by-hand", "--json", "x.json"]) == 2
     output, errors = capsys.readouterr()
     assert "acknowledged writes/s" in output
@@ -269,7 +274,7 @@ def test_what_cannot_be_prepared_is_said_and_cleaned_up(
     def full(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(run.target.Fresh, "prepare", full)
+    monkeypatch.setattr(target.Fresh, "prepare", full)
     assert main(["stress", *SHORT]) == 2
     assert "database or disk is full" in capsys.readouterr().err
     assert list(here.iterdir()) == []
@@ -279,6 +284,50 @@ def test_what_cannot_be_removed_is_said(monkeypatch: pytest.MonkeyPatch, capsys:
     def refuse(_: object) -> None:
         raise PermissionError(13, os.strerror(13))
 
-    monkeypatch.setattr(run.target.Fresh, "remove", refuse)
+    monkeypatch.setattr(target.Fresh, "remove", refuse)
     assert main(["stress", *SHORT, "--no-by-hand"]) == 0
     assert "Could not remove everything" in capsys.readouterr().err
+
+
+def test_a_given_database_is_used_and_its_tables_dropped_in_between(here: Path) -> None:
+    assert main(["stress", *SHORT, "sqlite:///new.db", "--keep"]) == 0
+    with sqlite3.connect("new.db") as connection:
+        assert connection.execute(f"SELECT count(*) FROM {PREFIX}accounts").fetchone() == (64,)
+    connection.close()
+
+
+def interrupting(times: int) -> Callable[[Phase], PhaseResult]:
+    """Stand for a phase during which Ctrl-C is pressed so many times before anything was measured."""
+
+    def pressed(self: Phase) -> PhaseResult:
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+        return PhaseResult("by hand")
+
+    return pressed
+
+
+@pytest.mark.parametrize(("times", "said"), [(1, "nothing was measured yet"), (2, "Interrupted twice: no report.")])
+def test_ctrl_c_at_the_very_start(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], times: int, said: str
+) -> None:
+    monkeypatch.setattr(Phase, "run", interrupting(times))
+    assert main(["stress", *SHORT]) == 130
+    assert said in "".join(capsys.readouterr())
+    assert list(here.iterdir()) == []
+
+
+def test_ctrl_c_between_the_sides_leaves_out_the_second(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pressed = target.Fresh.clear
+
+    def press(self: target.Fresh) -> None:
+        pressed(self)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(target.Fresh, "clear", press)
+    assert main(["stress", *SHORT]) == 130
+    output = capsys.readouterr().out
+    assert "these are the numbers until then" in output
+    assert "exactly once" not in output

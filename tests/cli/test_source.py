@@ -66,6 +66,16 @@ def test_a_file_that_is_too_large_is_left_out(tmp_path: Path, monkeypatch: pytes
     assert [row.path for row in load(tmp_path, seed=1)] == ["small.txt"]
 
 
+def test_a_file_that_cannot_be_read_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> bytes:
+        raise PermissionError(13, os.strerror(13))
+
+    (tmp_path / "secret.txt").write_text("text")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(SourceError):
+        load(tmp_path, seed=1)
+
+
 def test_a_folder_without_text_is_refused_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="--source DIR"):
         load(tmp_path, seed=1)

@@ -48,13 +48,26 @@ class Trace:
     events: list[tuple[int, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return "\n".join(f"{step:5}  {'    ' * thread}{thread}: {what}" for step, (thread, what) in enumerate(self.events))
+        return "\n".join(
+            f"{step:5}  {'    ' * thread}{thread}: {what}" for step, (thread, what) in enumerate(self.events)
+        )
 
 
 class _Worker:
-    """One scheduled thread; it runs while its baton is not locked."""
+    """One scheduled thread; it runs while it is the current one, and sleeps on its baton otherwise."""
 
-    __slots__ = ("after", "at", "baton", "deadline", "done", "exception", "ident", "index", "points", "wants")
+    __slots__ = (
+        "after",
+        "at",
+        "baton",
+        "deadline",
+        "done",
+        "exception",
+        "ident",
+        "index",
+        "points",
+        "wants",
+    )
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -69,9 +82,15 @@ class _Worker:
         self.at = 0
         self.after = False
 
-    @property
-    def interrupted(self) -> bool:
+    def due(self) -> bool:
+        """Say whether an interrupt is to be raised now."""
         return self.exception is not None and self.points >= self.at
+
+    def take(self) -> BaseException:
+        """Return the interrupt, once."""
+        exception, self.exception = self.exception, None
+        assert exception is not None
+        return exception
 
 
 class VirtualLock:
@@ -122,10 +141,13 @@ class Scheduler:
         self._tick = tick
         self._now = 1000.0
         self._locks = 0
+        self._steps = 0
         self._workers: list[_Worker] = []
-        self._interrupts: list[tuple[int, BaseException, int, bool]] = []
+        self._early: list[tuple[int, BaseException, int, bool]] = []
+        self._planted: list[BaseException] = []
         self._current: _Worker | None = None
         self._invariant: Check | None = None
+        self._checking = False
         self._failure: Failure | None = None
         self._finished = threading.Lock()
 
@@ -138,9 +160,12 @@ class Scheduler:
 
     def monotonic(self) -> float:
         """Return the virtual time, in seconds."""
-        me = self._point("time")
+        me = self._arrive()
+        if me is not None:
+            self._yield(me)
+            self._log(me, "reads the clock")
         now = self._now
-        self._interrupt_after(me)
+        self._leave(me)
         return now
 
     # -- what the test uses ------------------------------------------------------------------------------------
@@ -156,10 +181,11 @@ class Scheduler:
         Before what it does there, or ``after`` it: then the result is lost, as with a signal. A thread that waits is
         woken. May be called before the run, or by any thread within it.
         """
+        self._planted.append(exc)
         if self._workers:
             self._plant(thread, exc, at, after)
         else:
-            self._interrupts.append((thread, exc, at, after))
+            self._early.append((thread, exc, at, after))
 
     def run(self, threads: Sequence[Callable[[], object]], invariant: Check | None = None) -> Trace:
         """Run ``threads`` to their ends, and ``invariant`` after every step; raise `Failure`.
@@ -169,7 +195,7 @@ class Scheduler:
         """
         self._invariant = invariant
         self._workers = [_Worker(index) for index in range(len(threads))]
-        for planted in self._interrupts:
+        for planted in self._early:
             self._plant(*planted)
         real = [
             threading.Thread(target=self._live, args=(worker, call), daemon=True)
@@ -178,16 +204,62 @@ class Scheduler:
         self._finished.acquire()
         for thread in real:
             thread.start()
-        self._hand_on()
+        self._hand_on(None)
         if not self._finished.acquire(timeout=STUCK):
             self._fail("a thread blocks on something that the scheduler does not know")
-        else:
-            for thread in real:
-                thread.join(STUCK)
+        for thread in real:
+            thread.join(min(1.0, STUCK) if self._failure else STUCK)
         self._current = None
         if self._failure is not None:
             raise self._failure
         return self.trace
+
+    # -- the locks ---------------------------------------------------------------------------------------------
+
+    def _acquire(self, lock: VirtualLock, blocking: bool, timeout: float, *, atomic: bool = False) -> bool:
+        me = self._arrive()
+        if me is None:
+            if lock.taken and blocking:
+                raise RuntimeError(f"{lock!r} would block for ever: no scheduled thread is running")
+            taken, lock.taken = not lock.taken, True
+            return taken
+        self._yield(me)
+        if lock.taken and blocking and timeout != 0:
+            self._log(me, f"waits for {lock.name}")
+            self._wait(me, lock, timeout)
+        taken = not lock.taken
+        lock.taken = True
+        self._log(me, f"takes {lock.name}" if taken else f"does not get {lock.name}")
+        if not atomic:
+            self._leave(me)
+        return taken
+
+    def _wait(self, me: _Worker, lock: VirtualLock, timeout: float) -> None:
+        """Sleep until the lock is free, the deadline is let pass, or an interrupt comes."""
+        me.wants = lock
+        me.deadline = self._now + timeout if timeout >= 0 else None
+        try:
+            self._switch(me)
+        finally:
+            me.wants = me.deadline = None
+        if me.due() and (lock.taken or not me.after):
+            self._raise(me)
+
+    def _release(self, lock: VirtualLock, *, atomic: bool = False) -> None:
+        if self._failure is not None:
+            lock.taken = False  # whatever a failed schedule's `finally` clauses let go of
+            return
+        me = self._arrive()
+        if me is not None:
+            self._yield(me, interruptible=not atomic)
+        if not lock.taken:
+            raise RuntimeError("release unlocked lock")
+        lock.taken = False
+        if me is not None:
+            self._log(me, f"lets go of {lock.name}")
+            if atomic and me.due():
+                self._raise(me)
+        self._leave(me)
 
     # -- the steps ---------------------------------------------------------------------------------------------
 
@@ -195,32 +267,147 @@ class Scheduler:
         worker = self._workers[thread]
         worker.exception, worker.at, worker.after = exc, at, after
 
+    def _raise(self, me: _Worker) -> None:
+        exception = me.take()
+        self._log(me, f"is interrupted by {exception!r}")
+        raise exception
+
+    def _log(self, me: _Worker, what: str) -> None:
+        self.trace.events.append((me.index, what))
+
+    def _arrive(self) -> _Worker | None:
+        """Return the running thread; None for the test's own, before, after and in checks."""
+        if self._failure is not None:
+            raise _Abort
+        me = self._current
+        if me is None or self._checking:
+            return None
+        if me.ident != threading.get_ident():
+            raise RuntimeError("a thread that is not scheduled uses a scheduler's lock or clock")
+        return me
+
+    def _yield(self, me: _Worker, *, interruptible: bool = True) -> None:
+        """End one step of ``me``, and return when the next may begin."""
+        me.points += 1
+        self._steps += 1
+        self._check()
+        if self._failure is None and self._steps > self._max_steps:
+            self._fail(f"livelock: no end after {self._max_steps} steps")
+        self._switch(me)
+        if interruptible and me.due() and not me.after:
+            self._raise(me)
+
+    def _leave(self, me: _Worker | None) -> None:
+        """Raise an interrupt that was to come after what has just been done."""
+        if me is not None and me.due() and me.after:
+            self._raise(me)
+
+    def _switch(self, me: _Worker) -> None:
+        if self._hand_on(me) is not me:
+            me.baton.acquire()
+        if self._failure is not None:
+            raise _Abort
+
+    def _hand_on(self, me: _Worker | None) -> _Worker | None:
+        """Choose who goes on, and wake it; return it."""
+        chosen = None if self._failure else self._choose(me)
+        if chosen is not None:
+            self._current = chosen
+            if chosen is not me:
+                chosen.baton.release()
+        return chosen
+
+    def _choose(self, me: _Worker | None) -> _Worker | None:
+        self._now += self._tick * self._random.random()
+        ready: list[_Worker] = []
+        timed: list[_Worker] = []
+        for worker in self._workers:
+            if worker.done:
+                continue
+            if worker.wants is None or not worker.wants.taken or worker.due():
+                ready.append(worker)
+            elif worker.deadline is not None:
+                timed.append(worker)
+        if timed and (not ready or self._random.random() < TIMEOUT_CHANCE):
+            late = min(timed, key=lambda worker: worker.deadline or 0.0)
+            self._now = max(self._now, late.deadline or 0.0)
+            return late
+        if me is not None and me in ready and self._random.random() < self._stay:
+            return me
+        if ready:
+            return self._random.choice(ready)
+        if all(worker.done for worker in self._workers):
+            self._finished.release()
+        else:
+            self._fail("deadlock: nobody can go on")
+        return None
+
     def _live(self, me: _Worker, call: Callable[[], object]) -> None:
         me.ident = threading.get_ident()
         me.baton.acquire()
-        planted = None
         try:
             if self._failure is None:
-                planted = me.exception
                 call()
         except _Abort:
             pass
         except BaseException as error:
-            planted = planted or me.exception
-            if not self._was_planted(error):
+            if not any(error is planted for planted in self._planted):
                 self._fail(f"thread {me.index} raised {error!r}", error)
         me.done = True
         if self._failure is None:
+            self._log(me, "ends")
             self._check()
-        if self._failure is None:
-            self._hand_on()
+            self._hand_on(None)
 
-    def _was_planted(self, error: BaseException) -> bool:
-        return any(error is planted for _, planted, _, _ in self._interrupts) or error in self._raised
+    def _check(self) -> None:
+        """Ask the invariant; it may use locks and clock, and is no step."""
+        if self._invariant is None or self._failure is not None:
+            return
+        self._checking = True
+        try:
+            if self._invariant() is False:
+                self._fail("the invariant does not hold")
+        except Exception as error:
+            self._fail(f"the invariant does not hold: {error}", error)
+        finally:
+            self._checking = False
 
-    def _point(self, what: str) -> _Worker | None:
-        """End the step, let somebody go on, and come back when it is our turn; None outside of the threads."""
-        me = self._current
-        if me is None:
-            return None
-        return self._yield(me, what)
+    def _fail(self, what: str, cause: BaseException | None = None) -> None:
+        """Record the first failure, and wake everybody to unwind."""
+        if self._failure is not None:
+            return
+        waits = [
+            f"  thread {w.index} waits for {w.wants!r}" for w in self._workers if w.wants is not None and not w.done
+        ]
+        self._failure = Failure("\n".join([f"seed {self.trace.seed}: {what}", *waits, "trace:", str(self.trace)]))
+        self._failure.__cause__ = cause
+        for worker in self._workers:
+            if worker.baton.locked():
+                worker.baton.release()
+        self._finished.release()
+
+
+def run(scenario: Callable[[Scheduler], Plan], seed: int, *, max_steps: int = 20_000) -> Trace:
+    """Run the one schedule of ``scenario`` that belongs to ``seed``; raise `Failure`."""
+    scheduler = Scheduler(seed, max_steps=max_steps)
+    threads, invariant, final_check = scenario(scheduler)
+    trace = scheduler.run(threads, invariant)
+    if final_check is not None:
+        try:
+            held = final_check()
+        except Exception as error:
+            raise Failure(f"seed {seed}: at the end: {error}\ntrace:\n{trace}") from error
+        if held is False:
+            raise Failure(f"seed {seed}: at the end the final check does not hold\ntrace:\n{trace}")
+    return trace
+
+
+def explore(
+    scenario: Callable[[Scheduler], Plan], seeds: Iterable[int] = range(300), *, max_steps: int = 20_000
+) -> int:
+    """Run ``scenario``, which builds everything afresh, under each seed; return how many; raise the first `Failure`."""
+    count = 0
+    for seed in seeds:
+        run(scenario, seed, max_steps=max_steps)
+        count += 1
+    return count

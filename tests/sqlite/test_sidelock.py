@@ -626,17 +626,19 @@ class TestClose:
     ) -> None:
         first, second, third = make_lock(), make_lock(), make_lock()
         first.try_acquire()
-        made = sidelock._Helper
+        make_helper, made = sidelock._Helper, []
 
         def closed_meanwhile(files: sidelock._Files) -> sidelock._Helper:
             second.close()
-            return made(files)
+            made.append(make_helper(files))
+            return made[0]
 
         monkeypatch.setattr(sidelock, "_Helper", closed_meanwhile)
         monkeypatch.setattr(sidelock, "_LINGER", 2 * LONG)  # a helper that ends gives back in any case
         with pytest.raises(DatabaseClosed):
             second.acquire(later())
         first.release()
+        see(lambda: made[0]._dismissed or not made[0]._busy)
         assert third.acquire(later())
 
     def test_close_between_try_and_wait_is_noticed(

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from safedb.cli.stress import source, target, workload
-from safedb.cli.stress.tally import Errors, ProcessResult, ReaderTally, Tick, WriterTally
+from safedb.cli.stress.tally import ProcessResult, ReaderTally, Tick, WriterTally
 from safedb.cli.stress.workload import Hands, Outcome, Place, Side, Transfer
 
 TICK = 0.1  # seconds between two words to the parent
@@ -109,14 +109,14 @@ class Crew:
         first = orders.process * orders.threads
         self.writers = [WriterTally(worker) for worker in range(first, first + orders.threads)]
         self.readers = [ReaderTally() for _ in range(orders.readers)]
-        self.trouble = Errors()
+        self.trouble: list[str] = []
         self._begun = self._ended = 0
-        jobs: list[Callable[[], None]] = [Writer(self, tally).run for tally in self.writers]
-        jobs += [Reader(self, tally, number).run for number, tally in enumerate(self.readers)]
-        self._workers = [threading.Thread(target=self._guarded, args=(job,)) for job in jobs]
-        burners = [threading.Thread(target=self._burn) for _ in range(orders.cpu_threads)]
-        slow = [threading.Thread(target=self._guarded, args=(self._read_slowly,))] if orders.slow_reader else []
-        self._others = burners + slow
+        self._workers = [self._thread(Writer(self, tally).run, f"writer {tally.worker}") for tally in self.writers]
+        for number, reader in enumerate(self.readers):
+            self._workers.append(self._thread(Reader(self, reader, number).run, f"reader {number}"))
+        self._others = [self._thread(self._burn, f"computing thread {n}") for n in range(orders.cpu_threads)]
+        if orders.slow_reader:
+            self._others.append(self._thread(self._read_slowly, "the slow reader"))
 
     def start(self) -> None:
         """Set every thread to work; the clock runs from here."""
@@ -161,14 +161,18 @@ class Crew:
     def result(self) -> ProcessResult:
         """Hand over all tallies; only after the last thread has ended."""
         seconds = (self._ended - self._begun) / 1e9
-        trouble = list(self.trouble.texts)
-        return ProcessResult(self.orders.process, seconds, self.writers, self.readers, trouble, self.side.describe())
+        return ProcessResult(
+            self.orders.process, seconds, self.writers, self.readers, self.trouble, self.side.describe()
+        )
+
+    def _thread(self, job: Callable[[], None], name: str) -> threading.Thread:
+        return threading.Thread(target=self._guarded, args=(job,), name=name)
 
     def _guarded(self, job: Callable[[], None]) -> None:
         try:
             job()
         except Exception as error:  # noqa: BLE001 - a thread that dies silently would make the numbers look good
-            self.trouble.add(error)
+            self.trouble.append(f"{threading.current_thread().name} failed: {type(error).__name__}: {error}")
 
     def _burn(self) -> None:
         """Keep the interpreter's lock busy, as a thread that computes does."""

@@ -7,9 +7,9 @@ import platform
 import sqlite3
 import time
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
+import safedb
 from safedb.sqlite.location import examine as examine_location
 
 _FLUSHES = 100
@@ -54,18 +54,11 @@ def examine(folder: Path) -> Machine:
         system=f"{platform.system()} {platform.release()}",
         python=f"{platform.python_implementation()} {platform.python_version()}",
         sqlite=sqlite3.sqlite_version,
-        safedb=_version(),
+        safedb=safedb.__version__,
         filesystem=location.filesystem,
         temporary=location.temporary,
         flush=_flush(folder),
     )
-
-
-def _version() -> str:
-    try:
-        return metadata.version("safedb")
-    except metadata.PackageNotFoundError:
-        return "(not installed: its version is unknown)"
 
 
 def _processor() -> str:

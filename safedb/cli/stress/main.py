@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Iterator
 from typing import TextIO
@@ -36,6 +37,8 @@ class Run:
 
     def main(self) -> int:
         """Run, and return the exit code; what was made is removed, whatever happens."""
+        # safedb's own warnings would tear the live line; what they tell is in the report.
+        logging.getLogger("safedb").addHandler(logging.NullHandler())
         with Interrupts() as interrupts:
             where = self._where()
             try:

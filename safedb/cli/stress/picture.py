@@ -31,6 +31,7 @@ def draw(report: Report, file: Path) -> None:
     sides = [side for side in report.sides if side.latency.count]
     for side in sides:
         _curve(axes, side)
+    _marks(axes, sides)
     _axes(axes, sides)
     figure.suptitle("How long writes waited", x=0.01, ha="left", fontsize=15, fontweight="bold")
     axes.set_title(title(report.options), loc="left", fontsize=10, color=_GREY)
@@ -40,7 +41,7 @@ def draw(report: Report, file: Path) -> None:
 
 def _curve(axes: Axes, side: Summary) -> None:
     """Draw one side as steps: the share of writes that took longer, down to the single worst."""
-    colour = _COLOURS.get(side.side, _SAFEDB_COLOUR)
+    colour = _colour(side)
     points = [point for point in side.latency.exceeding() if point[1] > 0]
     times = [points[0][0] if points else side.latency.edge(0), *(seconds for seconds, _ in points)]
     shares = [1.0, *(share for _, share in points)]
@@ -49,20 +50,31 @@ def _curve(axes: Axes, side: Summary) -> None:
     label = f"{side.side}: {side.writes:,.0f} writes/s, worst wait {duration(worst)}"
     axes.plot([*times, worst], [*shares, last], drawstyle="steps-post", color=colour, linewidth=2, label=label)
     axes.plot([worst], [last], marker="X", markersize=9, color=colour, markeredgecolor="white", clip_on=False, zorder=4)
+
+
+def _marks(axes: Axes, sides: list[Summary]) -> None:
+    """Mark the percentiles; of two at one height, the left one is labelled to its left, so that labels never meet."""
     for percent in PERCENTILES:
-        seconds = side.latency.percentile(percent) or 0.0
-        share = 1 - percent / 100
-        axes.plot([seconds], [share], marker="o", markersize=7, color=colour, markeredgecolor="white", zorder=3)
-        axes.annotate(
-            duration(seconds),
-            (seconds, share),
-            (7, 5),
-            textcoords="offset points",
-            fontsize=9,
-            color=colour,
-            zorder=5,
-            path_effects=[withStroke(linewidth=3, foreground="white")],
-        )
+        points = sorted((side.latency.percentile(percent) or 0.0, _colour(side)) for side in sides)
+        for number, (seconds, colour) in enumerate(points):
+            leftmost = number < len(points) - 1
+            share = 1 - percent / 100
+            axes.plot([seconds], [share], marker="o", markersize=7, color=colour, markeredgecolor="white", zorder=3)
+            axes.annotate(
+                duration(seconds),
+                (seconds, share),
+                (-7, -12) if leftmost else (7, 5),
+                textcoords="offset points",
+                ha="right" if leftmost else "left",
+                fontsize=9,
+                color=colour,
+                zorder=5,
+                path_effects=[withStroke(linewidth=3, foreground="white")],
+            )
+
+
+def _colour(side: Summary) -> str:
+    return _COLOURS.get(side.side, _SAFEDB_COLOUR)
 
 
 def _axes(axes: Axes, sides: list[Summary]) -> None:
