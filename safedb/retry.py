@@ -20,6 +20,7 @@ failure: its own success path costs more than a whole read.
 from __future__ import annotations
 
 import enum
+import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -63,6 +64,7 @@ CLASSES: dict[int, type[errors.Error]] = {
     FULL: errors.DatabaseFull,
     TOOBIG: errors.DataError,
     CONSTRAINT: errors.IntegrityError,
+    CONSTRAINT | 12 << 8: errors.DataError,  # DATATYPE: a STRICT table, and a value of another type
     MISMATCH: errors.DataError,
     RANGE: errors.ProgrammingError,
     AUTH: errors.ProgrammingError,
@@ -110,6 +112,8 @@ def classify(error: BaseException, *, doing: str, phase: Phase = Phase.INSIDE) -
         return error
     code = code_of(error)
     name = getattr(error, "sqlite_errorname", None)
+    if name == "unknown":  # some codes are newer than the driver's list of names
+        name = None
     if not code:
         ours: errors.Error = _without_code(error, doing)
     elif phase is Phase.COMMIT and is_unknown_commit(error):
@@ -119,7 +123,7 @@ def classify(error: BaseException, *, doing: str, phase: Phase = Phase.INSIDE) -
             sqlite_errorname=name,
         )
     else:
-        cls = CONSTRAINTS.get(code) or CLASSES.get(code & 0xFF, errors.OperationalError)
+        cls = CONSTRAINTS.get(code) or CLASSES.get(code) or CLASSES.get(code & 0xFF, errors.OperationalError)
         remedy = REMEDIES.get(code & 0xFF)
         ours = cls(f"{doing}: {error}" + (f" ({remedy})" if remedy else ""), sqlite_errorname=name)
     ours.__cause__ = error
@@ -154,13 +158,15 @@ def run_again(
     monotonic: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """Run ``attempt`` on the policy's schedule, after a first failure that the caller has seen.
+    """Run ``attempt`` on the policy's schedule, after a first failure; call it in the ``except`` clause of that.
 
     Wait first, then try; stop at ``deadline`` (monotonic seconds) or after ``policy.attempts`` tries in all (the first
     failure counts as one), and raise what the last try raised. No wait reaches beyond the deadline. ``on_retry`` is
     told the number of the try that failed and the seconds until the next one.
     """
     import tenacity
+
+    failure = sys.exception()  # the schedule's first try; raised where no second one is allowed
 
     schedule: Callable[[tenacity.RetryCallState], float]
     if policy.jitter:
@@ -175,17 +181,12 @@ def run_again(
         tries = state.attempt_number
         return monotonic() >= deadline or (policy.attempts is not None and tries >= policy.attempts)
 
-    first = True
-
     def once() -> T:
-        nonlocal first
-        if first:  # the failure that brought us here: it is the schedule's first try
-            first = False
-            raise _Failed
+        nonlocal failure
+        if failure is not None:
+            first, failure = failure, None
+            raise first
         return attempt()
-
-    def retriable(error: BaseException) -> bool:
-        return isinstance(error, _Failed) or may_retry(error)
 
     def before_sleep(state: tenacity.RetryCallState) -> None:
         on_retry(state.attempt_number, state.next_action.sleep if state.next_action else 0.0)
@@ -193,12 +194,8 @@ def run_again(
     return tenacity.Retrying(
         stop=over,
         wait=clipped,
-        retry=tenacity.retry_if_exception(retriable),
+        retry=tenacity.retry_if_exception(may_retry),
         sleep=sleep,
         before_sleep=before_sleep,
         reraise=True,
     )(once)
-
-
-class _Failed(Exception):
-    """Stand for the failure that the caller has seen already."""

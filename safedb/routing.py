@@ -33,6 +33,7 @@ class Traits:
     transactional: bool
     connection_bound: str | None
     pragma: tuple[str, bool] | None
+    one_row: bool
 
 
 def examine(tokens: list[Token]) -> Traits:
@@ -52,6 +53,7 @@ def examine(tokens: list[Token]) -> Traits:
         transactional=inner not in _NOT_IN_A_TRANSACTION,
         connection_bound=_connection_bound(keyword, tokens),
         pragma=pragma,
+        one_row=keyword in {"INSERT", "REPLACE"} and _is_one_row(list(_outside_parentheses(tokens))),
     )
 
 
@@ -159,6 +161,18 @@ def _outside_parentheses(tokens: list[Token]) -> Iterator[Token]:
         if depth == 0:
             yield token
         depth += token.kind == "left"
+
+
+def _is_one_row(tokens: list[Token]) -> bool:
+    """Tell whether an INSERT is of one row of VALUES and returns nothing; ``tokens`` are those outside parentheses."""
+    words = [token.keyword or token.kind for token in tokens]
+    if "VALUES" not in words or not {"SELECT", "RETURNING"}.isdisjoint(words):
+        return False
+    return words[words.index("VALUES") + 1 :][:3] in (
+        ["left", "right"],
+        ["left", "right", "ON"],
+        ["left", "right", "semicolon"],
+    )
 
 
 def _pragma(tokens: list[Token]) -> tuple[str, bool]:

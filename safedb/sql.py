@@ -38,7 +38,8 @@ class Statement:
     values. ``keyword`` is the first word, in upper case.
     ``transactional`` is False for what has to run outside a transaction. ``connection_bound`` is the remedy where the
     answer depends on the connection, so that only a transaction's owner may ask. ``pragma`` is the lower-case name, and
-    whether it is set (or done: ``wal_checkpoint``) and not merely read.
+    whether it is set (or done: ``wal_checkpoint``) and not merely read. ``one_row`` is True for an INSERT of one row of
+    VALUES that returns nothing: it changes one row, or none.
     """
 
     source: str
@@ -51,6 +52,7 @@ class Statement:
     transactional: bool = True
     connection_bound: str | None = None
     pragma: tuple[str, bool] | None = None
+    one_row: bool = False
 
     def bind(self, params: Params) -> tuple[Any, ...]:
         """Arrange parameters in the order of the placeholders, as values that the database stores unchanged.
@@ -234,6 +236,7 @@ def _read(source: str, tokens: list[Token], dialect: Dialect, start: int, end: i
         transactional=traits.transactional,
         connection_bound=traits.connection_bound,
         pragma=traits.pragma,
+        one_row=traits.one_row,
     )
 
 

@@ -40,17 +40,15 @@ class Waits:
 class Timer:
     """Gather what `Waits` shows."""
 
-    __slots__ = ("count", "histogram", "longest", "total")
+    __slots__ = ("histogram", "longest", "total")
 
     def __init__(self) -> None:
-        self.count = 0
         self.total = 0.0
         self.longest = 0.0
         self.histogram = [0] * BUCKETS
 
     def add(self, seconds: float) -> None:
         """Count one duration."""
-        self.count += 1
         self.total += seconds
         if seconds > self.longest:
             self.longest = seconds
@@ -58,7 +56,8 @@ class Timer:
 
     def snapshot(self) -> Waits:
         """Freeze the present state."""
-        return Waits(self.count, self.total, self.longest, tuple(self.histogram))
+        histogram = tuple(self.histogram)
+        return Waits(sum(histogram), self.total, self.longest, histogram)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -35,7 +36,9 @@ def copy(
 ) -> None:
     """Write the session's state to a file beside ``dest``, and rename it when it is complete and on the disk."""
     target = _target(dest, source)
-    partial = f"{target}.partial-{os.getpid()}"
+    partial = f"{target}.partial-{os.getpid()}-{threading.get_ident()}"  # each backup has its own
+    with contextlib.suppress(FileNotFoundError):
+        Path(partial).unlink()  # of a process that was killed, and had these numbers
     location.create(partial, mode)
     try:
         _fill(session, partial, progress, deadline)

@@ -115,8 +115,8 @@ class Blocks:
                 except sqlite3.Error as error:
                     if not writer.may_begin_again(error) or time.monotonic() >= deadline:
                         raise
-                result: T = writer.wait_for_foreigners(lambda: work(writer), deadline, policy)
-                return result
+                    result: T = writer.wait_for_foreigners(lambda: work(writer), deadline, policy)
+                    return result
             except DRIVER_ERRORS as error:
                 raise classify(error, doing=doing) from error
 

@@ -138,7 +138,12 @@ def as_select(source: str) -> str | None:
 
 def _text(tokens: list[Token]) -> str:
     """Give the text of the tokens with NULL for each parameter; comments go."""
-    return " ".join("NULL" if token.kind in ("positional", "named") else token.text for token in tokens)
+    pieces, end = [], -1
+    for token in tokens:
+        gap = " " if token.start > end else ""  # ->> comes as three tokens, and must stay together
+        pieces.append(" NULL " if token.kind in ("positional", "named") else gap + token.text)
+        end = token.end
+    return "".join(pieces).strip()
 
 
 def _target(tokens: list[Token]) -> str | None:

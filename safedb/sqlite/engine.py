@@ -164,7 +164,9 @@ class SqliteEngine:
         self._wake()
         if statement.route is Route.EXCLUSIVE:
             return self.decoded(statement, self._exclusive(statement, values, deadline, policy))
-        outcome: Outcome = self.groups.submit(StatementJob(statement.sql, values, deadline, policy))
+        outcome: Outcome = self.groups.submit(
+            StatementJob(statement.sql, values, deadline, policy, one_row=statement.one_row)
+        )
         return self.decoded(statement, outcome)
 
     def _exclusive(

@@ -19,9 +19,9 @@ The life of a group, drawn for a leader L, two statements S1 and S2, and a funct
                                                             queue empty, or the time is up: COMMIT
     SERVED                         SERVED                   settles all, gives the turn on
 
-**Optimism.** Until a function is aboard, members run without savepoints. If one fails, the transaction is rolled back
-and the same members run again with a SAVEPOINT each (`_run_carefully`), so that each has its own verdict; that run
-takes nobody in. After such failures the next groups start with savepoints at once.
+**Optimism.** Members run without savepoints at first. If one fails, the transaction is rolled back and the same members
+run again with a SAVEPOINT each (`_run_carefully`), so that each has its own verdict; that run takes nobody in. After
+such a failure the next groups start with savepoints at once.
 
 **Discarded runs.** There is one way to discard a run, whoever does it: roll back, *then* settle those whose verdict is
 certain, *then* put the others back at the front of the queue, *then* give up the turn. Their outcomes are forgotten,
@@ -56,7 +56,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import get_ident
 from time import monotonic, sleep
 from typing import Any, cast
@@ -67,11 +67,13 @@ from safedb.retry import INTERRUPT, classify, code_of, is_unknown_commit
 from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.session import Restart, Session, shorten
 from safedb.sqlite.turns import ABOARD, CROWDED, HOLDING, NEW, SERVED, Ticket, Turns
-from safedb.sqlite.writer import DRIVER_ERRORS, IDLE, RUNNING, USER, Outcome, Values, Writer
+from safedb.sqlite.writer import DRIVER_ERRORS, IDLE, NO_ROWS, RUNNING, USER, Outcome, Values, Writer
 from safedb.stats import Counters, Hooks, Overrun, Retried, SlowWait
 
 SLOW_WAIT = 1.0  # seconds in the queue after which an event tells of it
 SLOW_FLUSH = 0.0005  # seconds: below this nobody waits for company
+ALIKE = 64  # statements that are run at once at the most: between them the clock is looked at
+ONE_ROW: Outcome = (NO_ROWS, None, 1)
 SUSPICION = 16  # groups that start with savepoints after one that had to be run again
 
 
@@ -102,17 +104,28 @@ class Job(Ticket):
 
 
 class StatementJob(Job):
-    """Be one statement with plain values: no user code, so any thread may run it. ``many``: values are many rows."""
+    """Be one statement with plain values: no user code, so any thread may run it.
+
+    ``many``: values are those of many rows. ``one_row``: it changes one row or none, and returns nothing.
+    """
 
     kind = "a statement"
     boards = True
 
     def __init__(
-        self, sql: str, values: Values, deadline: float, policy: ResolvedRetryPolicy, *, many: bool = False
+        self,
+        sql: str,
+        values: Values,
+        deadline: float,
+        policy: ResolvedRetryPolicy,
+        *,
+        many: bool = False,
+        one_row: bool = False,
     ) -> None:
         self.sql = sql
         self.values = values
         self.many = many
+        self.one_row = one_row
         self.deadline = deadline
         self.policy = policy
         self.thread = get_ident()
@@ -153,6 +166,10 @@ class _Discarded(Exception):
     """Say, inside this module, that the run was rolled back and its members are back in the queue."""
 
 
+class _NotOneEach(Exception):
+    """Say, inside this module, that statements which were run at once did not change one row each."""
+
+
 class Groups:
     """Serve jobs by turns, many in one transaction where that is possible.
 
@@ -181,6 +198,7 @@ class Groups:
         self._suspicious = 0  # this many groups still start with savepoints
         self._company = 1  # the size of the last group
         self._flush = 0.0  # seconds: a moving average of what COMMIT takes
+        self._unlike: set[str] = set()  # texts that are not run many at once any more
         self._open: Group | None = None  # the group whose transaction is open; for the keeper
 
     # -- from a job to its verdict ------------------------------------------------------------------------------------
@@ -218,7 +236,7 @@ class Groups:
             "transactions shorter, or raise the timeout"
         )
 
-    def behind(self, job: Job | None = None) -> str:
+    def behind(self, job: Ticket | None = None) -> str:
         """Describe who has the turn, for messages."""
         holder = self._turns.holder
         if isinstance(holder, Job) and holder is not job:
@@ -261,11 +279,16 @@ class Groups:
         if job.arrived:
             self._note_wait(job, monotonic())
 
-    def _note_wait(self, job: Job, now: float) -> None:
+    def _note_wait(self, job: Ticket, now: float) -> None:
         waited = now - job.arrived
         self._counters.waits.add(waited)
         if waited > SLOW_WAIT:
             self._hooks.emit(SlowWait(self._writer.name, waited, self.behind(job)))
+
+    def _note_boarded(self, boarded: list[Ticket]) -> None:
+        now = monotonic()
+        for ticket in boarded:
+            self._note_wait(ticket, now)
 
     def _finish(self, job: Job) -> None:
         """Settle the holder's own job and give up the turn."""
@@ -323,7 +346,7 @@ class Groups:
                     job.error = error
                     self._finish(job)
                     return
-                group = self._open = Group(careful=job.joins or self._suspicious > 0, began=monotonic())
+                group = self._open = Group(careful=self._suspicious > 0, began=monotonic())
                 group.full = job.alone
             elif monotonic() >= job.deadline:
                 job.error = self.too_late(job)
@@ -333,7 +356,7 @@ class Groups:
             if isinstance(job, FunctionJob):
                 self._run_function(job, group)
             else:
-                self._run_members([job], group)
+                self._run_members([cast("StatementJob", job)], group)
             self._drive(job, group)
         except _Discarded:
             self._turns.leave(job)
@@ -347,7 +370,8 @@ class Groups:
         while not group.full:
             boarded = turns.board(self._most - len(group.members))
             if boarded:
-                self._run_members(boarded, group)  # type: ignore[arg-type]
+                self._note_boarded(boarded)
+                self._run_members(cast("list[StatementJob]", boarded), group)
             elif turns.pass_on(job, group):
                 return
             elif not self._wait_for_company(group):
@@ -370,33 +394,59 @@ class Groups:
         sleep(self._flush / 8)
         return True
 
-    def _run_members(self, jobs: list[Job], group: Group) -> None:
-        """Run statements of others (and the leader's own) in the open transaction."""
-        now = monotonic()
-        until = min(group.until, *(job.deadline for job in jobs))
-        group.until = min(until, group.began + self._patience) if len(group.members) + len(jobs) > 1 else until
-        self._writer.watch.enter(RUNNING, group.until)
-        for position, job in enumerate(jobs):
-            if position:
-                self._note_wait(job, now)
-            if self._is_full(group) and group.members:
+    def _run_members(self, jobs: list[StatementJob], group: Group) -> None:
+        """Run statements of others (or the leader's own) in the open transaction."""
+        self._watch_members(jobs, group)
+        position = 0
+        while position < len(jobs):
+            if group.members and self._is_full(group):
                 group.full = True
                 self._turns.put_back(jobs[position:])
                 return
-            group.current = job
+            batch = jobs[position : position + 1] if group.careful else self._alike(jobs, position)
+            position += len(batch)
+            group.current = batch[0] if len(batch) == 1 else None
             try:
-                self._run_member(job, group)
-            except DRIVER_ERRORS as error:
+                self._run_batch(batch, group)
+            except (*DRIVER_ERRORS, _NotOneEach) as error:
+                if len(batch) > 1:
+                    self._unlike.add(batch[0].sql)
                 if group.careful or not self._writer.in_transaction or _is_interrupt(error):
-                    self._discard(group, [*group.members, *jobs[position:]], error)
-                self._turns.put_back(jobs[position + 1 :])
-                self._run_carefully([*group.members, job], group)
+                    self._discard(group, [*group.members, *batch, *jobs[position:]], error)
+                self._turns.put_back(jobs[position:])
+                self._run_carefully([*group.members, *batch], group)
                 return
             group.current = None
-            group.members.append(job)
+            group.members += batch
 
-    def _run_member(self, job: Job, group: Group) -> None:
-        assert isinstance(job, StatementJob)
+    def _watch_members(self, jobs: list[StatementJob], group: Group) -> None:
+        until = min(group.until, min([job.deadline for job in jobs]))
+        if group.members or len(jobs) > 1:
+            until = min(until, group.began + self._patience)
+        group.until = until
+        self._writer.watch.enter(RUNNING, until)
+
+    def _alike(self, jobs: list[StatementJob], position: int) -> list[StatementJob]:
+        """Take the run of one-row INSERTs of one text that begins at ``position``, if there is one."""
+        first, end = jobs[position], position + 1
+        if first.one_row and first.sql not in self._unlike:
+            most = min(len(jobs), position + ALIKE)
+            while end < most and jobs[end].sql == first.sql and jobs[end].one_row:
+                end += 1
+        return jobs[position:end]
+
+    def _run_batch(self, batch: list[StatementJob], group: Group) -> None:
+        """Run one statement, or many alike at once: each changes one row or none, so the sum tells of each."""
+        if len(batch) == 1:
+            self._run_member(batch[0], group)
+            return
+        _, _, count = self._writer.run_many(batch[0].sql, [job.values for job in batch])
+        if count != len(batch):  # one was ignored, or a view's trigger took it: who, shows only one by one
+            raise _NotOneEach
+        for job in batch:
+            job.value = ONE_ROW
+
+    def _run_member(self, job: StatementJob, group: Group) -> None:
         if not group.careful:
             job.value = job.run(self._writer)
             return
@@ -413,17 +463,23 @@ class Groups:
         run("RELEASE safedb_member", ())
 
     def _run_carefully(self, jobs: list[Job], group: Group) -> None:
-        """Run the same members again, each in its savepoint, and take nobody in: one of them is about to fail."""
+        """Run the same members again, each in its savepoint, and take nobody in: one of them is about to fail.
+
+        Functions run in their own threads: with one of them aboard, all take turns again instead, and the groups that
+        they form then are careful from the beginning.
+        """
         self._counters.retried("careful")
         self._suspicious = SUSPICION
+        statements = [job for job in jobs if isinstance(job, StatementJob)]
+        if len(statements) < len(jobs):
+            self._dissolve(jobs)
         group.members.clear()
         group.careful = group.full = True
-        for job in jobs:
-            job.forget()
         try:
             self._writer.run("ROLLBACK", ())
             self._writer.run("BEGIN IMMEDIATE", ())
-            for position, job in enumerate(jobs):
+            for job in statements:
+                job.forget()
                 group.current = job
                 self._run_member(job, group)
                 group.members.append(job)
@@ -434,23 +490,26 @@ class Groups:
     def _run_function(self, job: FunctionJob, group: Group) -> None:
         """Run a function in its savepoint; its outcome waits for COMMIT like any other."""
         writer = self._writer
-        group.careful = True
         group.current = job
         group.until = min(group.until, job.deadline)
         if group.members:
             group.until = min(group.until, group.began + self._patience)
         session = group.session = Session(writer, deadline=job.deadline, until=group.until, restartable=True)
         try:
-            writer.watch.enter(RUNNING, job.deadline)
-            writer.run("SAVEPOINT safedb_member", ())
+            if group.careful:
+                writer.watch.enter(RUNNING, group.until)
+                writer.run("SAVEPOINT safedb_member", ())
             session.open()
             self._call(job, session)
             session.end()
             if not writer.in_transaction:
                 self._discard(group, [*group.members, job], session.lost)
-            if job.error is not None:
-                writer.run("ROLLBACK TO safedb_member", ())
-            writer.run("RELEASE safedb_member", ())
+            if group.careful:
+                if job.error is not None:
+                    writer.run("ROLLBACK TO safedb_member", ())
+                writer.run("RELEASE safedb_member", ())
+            elif job.error is not None:
+                self._discard_failed(group, job)
         except sqlite3.Error as error:
             self._discard(group, [*group.members, job], error)
         except Restart:
@@ -462,6 +521,12 @@ class Groups:
             raise _Discarded from None
         group.session = group.current = None
         group.members.append(job)
+
+    def _discard_failed(self, group: Group, job: FunctionJob) -> None:
+        """Undo a function that raised outside a savepoint: alone it has its verdict, among others all run again."""
+        if group.members:
+            self._run_carefully([*group.members, job], group)
+        self._discard(group, [job], None)
 
     def _call(self, job: FunctionJob, session: Session) -> None:
         try:
@@ -510,13 +575,11 @@ class Groups:
         except _Discarded:
             self._turns.leave(job)
 
-    def _discard(self, group: Group, jobs: list[Job], error: BaseException | None) -> None:
+    def _discard(self, group: Group, jobs: Sequence[Job], error: BaseException | None) -> None:
         """Roll back, settle what is certain, put the others back in the queue; raise `_Discarded`."""
-        self._open = None
         self._writer.rollback()
-        self._writer.release()
         if error is not None and _is_interrupt(error):
-            back = self._broken_up(group, jobs, error)
+            back: Sequence[Job] = self._broken_up(group, jobs, error)
         elif len(jobs) == 1:
             jobs[0].error = jobs[0].error or self._own_error(jobs[0], error)
             jobs[0].settle()
@@ -527,7 +590,14 @@ class Groups:
             for job in jobs:
                 job.run_alone()
             back = jobs
-        self._put_back(back)
+        self._dissolve(back)
+
+    def _dissolve(self, jobs: Sequence[Job]) -> None:
+        """Roll back and let all of them take turns again."""
+        self._open = None
+        self._writer.rollback()
+        self._writer.release()
+        self._put_back(jobs)
         raise _Discarded
 
     def _own_error(self, job: Job, error: BaseException | None) -> BaseException:
@@ -535,7 +605,7 @@ class Groups:
             return errors.TransactionAborted(f"the transaction on {self._writer.name} was ended by its own SQL")
         return classify(error, doing=shorten(job.sql) if isinstance(job, StatementJob) else job.kind)
 
-    def _broken_up(self, group: Group, jobs: list[Job], error: BaseException | None) -> list[Job]:
+    def _broken_up(self, group: Group, jobs: Sequence[Job], error: BaseException | None) -> list[Job]:
         """Settle the overdue members of a group that was interrupted; return the others."""
         self._counters.retried("broken up")
         now = monotonic()
@@ -568,7 +638,7 @@ class Groups:
         ours.__cause__ = error
         return ours
 
-    def _put_back(self, jobs: list[Job]) -> None:
+    def _put_back(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             job.forget()
         self._turns.put_back(jobs)

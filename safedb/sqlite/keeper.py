@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from time import monotonic, sleep
+from time import monotonic
 
 from safedb.stats import logger
 
@@ -32,6 +32,7 @@ class Keeper:
         self._chores = chores
         self._tick = tick
         self._bell = threading.Event()
+        self._end = threading.Event()
         self._mutex = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -66,13 +67,13 @@ class Keeper:
             if quiet > QUIET_TICKS:
                 self._bell.clear()
                 self.asleep = True
-                if not self._round():
+                if not self._round() and not self._closed:
                     self._bell.wait()
                 self.asleep = False
                 quiet = 0
             else:
                 self._bell.clear()
-                sleep(self._tick)
+                self._end.wait(self._tick)
 
     def _round(self) -> bool:
         busy = False
@@ -87,6 +88,7 @@ class Keeper:
     def close(self) -> None:
         """End the thread and wait for it. Idempotent; from its own thread it only asks for the end."""
         self._closed = True
+        self._end.set()
         self._bell.set()
         with self._mutex:
             thread = self._thread
@@ -96,6 +98,7 @@ class Keeper:
     def forget_after_fork(self) -> None:
         """Begin anew in the child, where the thread does not exist."""
         self._bell = threading.Event()
+        self._end = threading.Event()
         self._mutex = threading.Lock()
         self._thread = None
         self.asleep = True

@@ -27,7 +27,7 @@ Identity = tuple[int, int]
 
 
 @dataclass(slots=True)
-class _Entry:
+class Entry:
     """Be what the process knows of one file: its engines, and which threads are inside which of them."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)  # held while an engine of this file opens or closes
@@ -42,7 +42,7 @@ class Registry:
 
     def __init__(self) -> None:
         self.mutex = threading.Lock()
-        self.entries: dict[Identity, _Entry] = {}
+        self.entries: dict[Identity, Entry] = {}
         self.memory: set[SqliteEngine] = set()
         self.refused: dict[Identity, str] = {}  # files that this process must not open: it was forked from their user
 
@@ -62,7 +62,7 @@ class Registry:
             return engine
         identity, place = self._place(path, settings)
         with self.mutex:
-            entry = self.entries.setdefault(identity, _Entry())
+            entry = self.entries.setdefault(identity, Entry())
         with entry.lock:
             return self._share(entry, identity, place, settings, extras)
 
@@ -81,7 +81,7 @@ class Registry:
         return identity, place
 
     def _share(
-        self, entry: _Entry, identity: Identity, place: location.Location, settings: Settings, extras: Extras
+        self, entry: Entry, identity: Identity, place: location.Location, settings: Settings, extras: Extras
     ) -> SqliteEngine:
         kind = settings.read_only
         engine = entry.engines.get(kind)

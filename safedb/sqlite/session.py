@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+from safedb import errors
 from safedb.retry import INTERRUPT, classify, code_of
 from safedb.sqlite.writer import DRIVER_ERRORS, RUNNING, USER, Outcome, Values, Writer
 
@@ -49,6 +50,15 @@ class Session:
             watch.phase, watch.until = RUNNING, math.inf
 
     def run(self, sql: str, values: Values, *, many: bool = False) -> Outcome:
+        """Run one statement of the user's; past the deadline none is begun, however short it would be."""
+        if time.monotonic() >= self._deadline:
+            raise errors.QueryCanceled(
+                f"{shorten(sql)}: the deadline of this transaction on {self._writer.name} had passed before it began, so it "
+                "was not run. Do slow work before or after the transaction, or raise the timeout"
+            )
+        return self._run(sql, values, many=many)
+
+    def _run(self, sql: str, values: Values, *, many: bool = False) -> Outcome:
         """Run one statement; an error comes classified, and `lost` says whether it ended the transaction."""
         writer, watch = self._writer, self._writer.watch
         with watch.guard:
@@ -73,17 +83,17 @@ class Session:
 
     def savepoint(self, name: str) -> None:
         """Set a savepoint; the caller nests them properly and chooses unique names (H46a)."""
-        self.run(f"SAVEPOINT {name}", ())
+        self._run(f"SAVEPOINT {name}", ())
 
     def rollback_to(self, name: str) -> None:
         """Undo what came since the savepoint, and remove it."""
         if self._writer.in_transaction:
-            self.run(f"ROLLBACK TO {name}", ())
-            self.run(f"RELEASE {name}", ())
+            self._run(f"ROLLBACK TO {name}", ())
+            self._run(f"RELEASE {name}", ())
 
     def release(self, name: str) -> None:
         """Remove the savepoint and keep what came since."""
-        self.run(f"RELEASE {name}", ())
+        self._run(f"RELEASE {name}", ())
 
 
 def shorten(sql: str) -> str:

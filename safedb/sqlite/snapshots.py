@@ -141,6 +141,7 @@ class Snapshots:
 
     def open(self, reader: Reader, *, name: str, max_age: float | None) -> SnapshotSession:
         """Fix a state on ``reader``, and know it until `close`."""
+        reader.until = _NEVER  # what stands there is the deadline of whoever had it before
         try:
             reader.connection.execute("BEGIN DEFERRED")
             reader.connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
@@ -148,7 +149,6 @@ class Snapshots:
             if reader.connection.in_transaction:
                 reader.connection.execute("ROLLBACK")
             raise read_error(error, "BEGIN") from error
-        reader.until = _NEVER
         session = SnapshotSession(reader, name=name, max_age=max_age)
         self._open.add(session)
         return session
@@ -172,9 +172,13 @@ class Snapshots:
             session.expire(now)
         return bool(limited)
 
-    def forget(self) -> None:
-        """Forget all: a forked child has none."""
+    def disown(self, why: str) -> list[SnapshotSession]:
+        """End all without touching their connections, which are another process's; for a forked child."""
+        inherited = list(self._open)
         self._open.clear()
+        for session in inherited:
+            session.ended = why
+        return inherited
 
 
 _NEVER = float("inf")

@@ -312,7 +312,8 @@ class Turns:
         else:
             ticket.state = LOBBY
             self._lobby.append(ticket)
-        self._call_next()
+        if self._holder is None:
+            self._call_next()
 
     def _drop(self, ticket: Ticket) -> None:
         """Take a waiter out of the queue or the lobby at its deadline, and pass on a wake-up that it had."""

@@ -182,7 +182,7 @@ class Writer:
 
     def run(self, sql: str, values: Values) -> Outcome:
         """Run one statement to its end; the driver's errors come through as they are."""
-        cursor = self.cursor().execute(sql, values)
+        cursor = (self._cursor or self.cursor()).execute(sql, values)
         description = cursor.description
         if description is None:
             return NO_ROWS, None, cursor.rowcount

@@ -290,7 +290,7 @@ def test_what_cannot_be_removed_is_said(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_a_given_database_is_used_and_its_tables_dropped_in_between(here: Path) -> None:
-    assert main(["stress", *SHORT, "sqlite:///new.db", "--keep"]) == 0
+    assert main(["stress", *SHORT, "sqlite:///new.db", "--keep", "--plot", "x.png", "--json", "x.json"]) == 0
     with sqlite3.connect("new.db") as connection:
         assert connection.execute(f"SELECT count(*) FROM {PREFIX}accounts").fetchone() == (64,)
     connection.close()

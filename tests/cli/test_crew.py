@@ -207,7 +207,7 @@ def run(orders: list[Orders], hold: float = 0.0, interrupts: Interrupts | None =
 
 
 def test_processes_come_home_with_what_they_did(orders: Orders) -> None:
-    result = run([orders, changed(orders, process=1)], hold=0.1)
+    result = run([orders, changed(orders, process=1, cpu_threads=1, slow_reader=0.1)], hold=0.1)
     assert result.broken == []
     assert sorted(process.process for process in result.processes) == [0, 1]
     assert {tally.worker for process in result.processes for tally in process.writers} == {0, 1}
@@ -236,6 +236,18 @@ def never_end(_orders: Orders, parent: Connection) -> None:
 
 def never_be_ready(_orders: Orders, _parent: Connection) -> None:
     threading.Event().wait()
+
+
+def tell_whether_ctrl_c_reaches_it(_orders: Orders, parent: Connection) -> None:
+    parent.send(("ready",))
+    parent.recv()
+    parent.send(("failed", "out of reach" if signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()) else "hit"))
+
+
+def test_ctrl_c_reaches_no_process_from_its_first_instruction(orders: Orders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "main", tell_whether_ctrl_c_reaches_it)
+    assert run([orders]).broken == ["process 1 failed:\nout of reach"]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_a_process_that_dies_is_reported(orders: Orders, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
+import matplotlib as mpl
 import pytest
 from rich.console import Console
 
@@ -172,3 +173,13 @@ def test_a_picture_of_little_or_nothing_is_drawn_as_well(tmp_path: Path) -> None
     picture.draw(made(one), tmp_path / "one.svg")
     picture.draw(made(summary(SAFEDB, Findings())), tmp_path / "none.svg")
     assert picture._power(1e-9) == "1 ns"
+
+
+def test_the_picture_says_what_it_does_not_draw(by_hand: Summary, safe: Summary, tmp_path: Path) -> None:
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        picture.draw(made(by_hand, safe), tmp_path / "x.svg")
+    words = (tmp_path / "x.svg").read_text()
+    assert "by hand: 1,050 writes/s, worst wait 2.10 s, errors: 4 (not drawn)" in words
+    assert "wait for one write (logarithmic)" in words
+    assert "1 in 1,000 (p99.9)" in words
+    assert "A processor, 2 cores" in words

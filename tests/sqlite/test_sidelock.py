@@ -631,7 +631,7 @@ class TestClose:
         def closed_meanwhile(files: sidelock._Files) -> sidelock._Helper:
             second.close()
             made.append(make_helper(files))
-            return made[0]
+            return made[-1]
 
         monkeypatch.setattr(sidelock, "_Helper", closed_meanwhile)
         monkeypatch.setattr(sidelock, "_LINGER", 2 * LONG)  # a helper that ends gives back in any case

@@ -47,7 +47,9 @@ def _curve(axes: Axes, side: Summary) -> None:
     shares = [1.0, *(share for _, share in points)]
     worst = side.latency.maximum or 0.0
     last = shares[-1]
-    label = f"{side.side}: {side.writes:,.0f} writes/s, worst wait {duration(worst)}"
+    failed = side.locked + side.unknown + side.other
+    errors = f", errors: {failed:,} (not drawn)" if failed else ""
+    label = f"{side.side}: {side.writes:,.0f} writes/s, worst wait {duration(worst)}{errors}"
     axes.plot([*times, worst], [*shares, last], drawstyle="steps-post", color=colour, linewidth=2, label=label)
     axes.plot([worst], [last], marker="X", markersize=9, color=colour, markeredgecolor="white", clip_on=False, zorder=4)
 
@@ -80,6 +82,7 @@ def _colour(side: Summary) -> str:
 def _axes(axes: Axes, sides: list[Summary]) -> None:
     fewest = min((1 / side.latency.count for side in sides), default=1e-3)
     axes.set(xscale="log", yscale="log", ylim=(fewest / 2, 1.4))
+    axes.margins(x=0.08)  # room for the leftmost label
     axes.set_xlabel("wait for one write (logarithmic)")
     axes.set_ylabel("share of writes that waited longer (logarithmic)")
     axes.xaxis.set_major_locator(FixedLocator(_SECONDS))

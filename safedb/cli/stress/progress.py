@@ -60,9 +60,7 @@ class Live:
 
     def follow(self, elapsed: float, tick: Tick) -> None:
         """Move the bar and write the line."""
-        line = text(min(elapsed, self._seconds), self._seconds, self._rate.at(elapsed, tick.writes), tick)
-        if elapsed > self._seconds + 0.5:
-            line += ", waiting for writes under way"
+        line = text(elapsed, self._seconds, self._rate.at(elapsed, tick.writes), tick)
         self._progress.update(self._task, completed=min(elapsed, self._seconds), line=line)
 
     def __enter__(self) -> Live:
@@ -89,7 +87,7 @@ class Plain:
         rate = self._rate.at(elapsed, tick.writes)
         if elapsed >= self._next:
             self._next = elapsed + self._step
-            self._write(text(min(elapsed, self._seconds), self._seconds, rate, tick))
+            self._write(text(elapsed, self._seconds, rate, tick))
 
     def _write(self, line: str) -> None:
         self._console.print(f"{self._side}: {line}", markup=False, highlight=False, soft_wrap=True)
@@ -107,9 +105,11 @@ def follower(console: Console, side: str, seconds: float) -> Follower:
 
 
 def text(elapsed: float, seconds: float, rate: float, tick: Tick) -> str:
-    """Return the line: time, rate, the worst wait so far, errors."""
+    """Return the line: time, rate, the worst wait so far, errors, and what keeps it when the time is up."""
     errors = f", errors: {tick.errors:,}" if tick.errors else ""
-    return f"{elapsed:.0f} of {seconds:g} s, {rate:,.0f} writes/s, worst wait {duration(tick.longest / 1e9)}{errors}"
+    worst = f"worst wait {duration(tick.longest / 1e9)}"
+    late = ", waiting for writes under way" if elapsed > seconds + 0.5 else ""
+    return f"{min(elapsed, seconds):.0f} of {seconds:g} s, {rate:,.0f} writes/s, {worst}{errors}{late}"
 
 
 def duration(seconds: float | None) -> str:

@@ -23,10 +23,6 @@ class Ledger:
         """Count the writes that returned without an error."""
         return self.attempts - len(self.failures)
 
-    def acknowledges(self, sequence: int) -> bool:
-        """Tell whether this write returned without an error."""
-        return 0 <= sequence < self.attempts and sequence not in self.failures
-
     def done(self, nanoseconds: int, *, in_time: bool) -> None:
         """Note that the next write was acknowledged after so long."""
         self.attempts += 1

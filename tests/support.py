@@ -1,0 +1,153 @@
+"""What the tests share: threads that are always joined, and gates that stop a statement where a test wants it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import safedb
+
+JOIN = 30.0
+"""Seconds after which a thread is given up: generous, for nothing here waits for time to pass."""
+
+
+class Worker:
+    """Be one call in a thread of its own."""
+
+    def __init__(self, call: Callable[[], Any], name: str | None = None) -> None:
+        self._call = call
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self.asked = False  # whether a test looked at the outcome
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._call()
+        except BaseException as error:
+            self._error = error
+
+    @property
+    def running(self) -> bool:
+        return self.thread.is_alive()
+
+    def join(self) -> None:
+        self.thread.join(JOIN)
+        assert not self.running, f"{self.thread.name} hangs"
+
+    def result(self) -> Any:
+        """Join, and return what the call returned, or raise what it raised."""
+        self.asked = True
+        self.join()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def error(self) -> BaseException | None:
+        """Join, and return what the call raised, or None."""
+        self.asked = True
+        self.join()
+        return self._error
+
+
+class Crew:
+    """Start threads; `finish` joins every one and raises the errors that no test asked for."""
+
+    def __init__(self) -> None:
+        self._workers: list[Worker] = []
+
+    def __call__(self, call: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: Any) -> Worker:
+        worker = Worker(lambda: call(*args, **kwargs), name)
+        self._workers.append(worker)
+        return worker
+
+    def together(self, count: int, call: Callable[[int], Any]) -> list[Any]:
+        """Run ``call(number)`` in ``count`` threads that begin at one moment; return what they return."""
+        barrier = threading.Barrier(count)
+
+        def begin(number: int) -> Any:
+            barrier.wait(JOIN)
+            return call(number)
+
+        workers = [self(begin, number) for number in range(count)]
+        return [worker.result() for worker in workers]
+
+    def finish(self) -> None:
+        for worker in self._workers:
+            worker.join()
+        for worker in self._workers:
+            if not worker.asked:
+                worker.result()
+
+
+class Gate:
+    """Be an SQL function that stops the statement that calls it, inside the database, until it is opened.
+
+    It gives its last argument back (1 without any). Only the first call stops: a statement that is run again passes.
+    """
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self._opened = threading.Event()
+
+    def __call__(self, *args: Any) -> Any:
+        self.reached.set()
+        assert self._opened.wait(JOIN), "nobody opened the gate"
+        return args[-1] if args else 1
+
+    def open(self) -> None:
+        self._opened.set()
+
+    def wait_until_reached(self) -> None:
+        assert self.reached.wait(JOIN), "nobody came to the gate"
+
+
+def wait_until(condition: Callable[[], bool], what: str = "the condition") -> None:
+    """Wait for what another thread is about to bring about; fail after `JOIN` seconds."""
+    end = time.monotonic() + JOIN
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.0005)
+
+
+def wait_for_queue(db: safedb.Database, length: int) -> None:
+    """Wait until ``length`` writers stand in the queue."""
+    wait_until(lambda: db.stats().queue_depth == length, f"{length} in the queue: {db.stats().queue_depth}")
+
+
+class Line:
+    """Queue writes behind an open block, one after the other, in a known order."""
+
+    def __init__(self, db: safedb.Database, crew: Crew) -> None:
+        self._db = db
+        self._crew = crew
+        self.workers: list[Worker] = []
+
+    def add(self, call: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: Any) -> Worker:
+        """Start ``call`` in a thread, and wait until it stands in the queue."""
+        depth = self._db.stats().queue_depth
+        worker = self._crew(call, *args, name=name, **kwargs)
+        if self._db.dialect == "sqlite":  # PostgreSQL has no queue: there the order is left to chance
+            wait_until(lambda: self._db.stats().queue_depth > depth or not worker.running, "the queue to grow")
+            assert worker.running, f"it did not queue: {worker.error()!r}"
+        self.workers.append(worker)
+        return worker
+
+
+@contextmanager
+def line_behind_a_block(db: safedb.Database, crew: Crew) -> Iterator[Line]:
+    """Hold the turn while writers queue up; leaving lets them go, and waits for them."""
+    line = Line(db, crew)
+    with db.transaction():
+        yield line
+    for worker in line.workers:
+        worker.join()
+
+
+def sizes(db: safedb.Database) -> dict[int, int]:
+    """Give the group sizes counted so far."""
+    return db.stats().group_sizes
