@@ -227,16 +227,22 @@ class Database:
     def close(self) -> None:
         """Close the handle; the last one on a file closes it. Idempotent.
 
-        Calls under way in other threads are finished first, within `RetryPolicy.timeout`.
+        Calls under way in other threads are finished first, within `RetryPolicy.timeout`. Raises `ReentrancyError`, and
+        leaves the handle as it was, where that would wait for the calling thread's own transaction.
         """
         with self._closing:
             if not self._open:
                 return
             self._open = False
             engine, self._engine = self._engine, cast("Engine", _Closed(self._engine))
-            if self._hook is not None:
+        try:
+            self._close(self._timeout)
+        except errors.ReentrancyError:
+            self._engine, self._open = engine, True
+            raise
+        finally:
+            if self._hook is not None and not self._open:
                 engine.hooks.remove(self._hook)
-        self._close(self._timeout)
 
     def __enter__(self) -> Database:
         return self

@@ -33,7 +33,7 @@ class Traits:
     transactional: bool
     connection_bound: str | None
     pragma: tuple[str, bool] | None
-    one_row: bool
+    row: tuple[Token, Token] | None
 
 
 def examine(tokens: list[Token]) -> Traits:
@@ -53,7 +53,7 @@ def examine(tokens: list[Token]) -> Traits:
         transactional=inner not in _NOT_IN_A_TRANSACTION,
         connection_bound=_connection_bound(keyword, tokens),
         pragma=pragma,
-        one_row=keyword in {"INSERT", "REPLACE"} and _is_one_row(list(_outside_parentheses(tokens))),
+        row=_one_row(tokens) if keyword in {"INSERT", "REPLACE"} else None,
     )
 
 
@@ -163,16 +163,28 @@ def _outside_parentheses(tokens: list[Token]) -> Iterator[Token]:
         depth += token.kind == "left"
 
 
-def _is_one_row(tokens: list[Token]) -> bool:
-    """Tell whether an INSERT is of one row of VALUES and returns nothing; ``tokens`` are those outside parentheses."""
-    words = [token.keyword or token.kind for token in tokens]
-    if "VALUES" not in words or not {"SELECT", "RETURNING"}.isdisjoint(words):
-        return False
-    return words[words.index("VALUES") + 1 :][:3] in (
-        ["left", "right"],
-        ["left", "right", "ON"],
-        ["left", "right", "semicolon"],
-    )
+def _one_row(tokens: list[Token]) -> tuple[Token, Token] | None:
+    """Find the parentheses around the values of an INSERT of one row, of plain values, that returns nothing.
+
+    Such statements of one text can be run as one statement of many rows, with the same effect. An expression might read
+    what an earlier row has written, so only parameters and literals are plain.
+    """
+    start = next((i for i, token in enumerate(tokens) if token.keyword == "VALUES"), len(tokens)) + 1
+    end = next((i for i, token in enumerate(tokens[start:], start) if token.kind == "right"), len(tokens))
+    rest = [token.keyword or token.kind for token in tokens[end + 1 :]]
+    if end == len(tokens) or tokens[start].kind != "left" or rest[:1] not in ([], ["ON"], ["semicolon"]):
+        return None
+    if (
+        "RETURNING" in rest
+        or "SELECT" in [token.keyword for token in tokens]
+        or not all(map(_is_plain, tokens[start + 1 : end]))
+    ):
+        return None
+    return tokens[start], tokens[end]
+
+
+def _is_plain(token: Token) -> bool:
+    return token.kind in {"positional", "number", "string"} or token.keyword == "NULL" or token.text in ",+-"
 
 
 def _pragma(tokens: list[Token]) -> tuple[str, bool]:

@@ -38,8 +38,8 @@ class Statement:
     values. ``keyword`` is the first word, in upper case.
     ``transactional`` is False for what has to run outside a transaction. ``connection_bound`` is the remedy where the
     answer depends on the connection, so that only a transaction's owner may ask. ``pragma`` is the lower-case name, and
-    whether it is set (or done: ``wal_checkpoint``) and not merely read. ``one_row`` is True for an INSERT of one row of
-    VALUES that returns nothing: it changes one row, or none.
+    whether it is set (or done: ``wal_checkpoint``) and not merely read. ``row`` is where in ``sql`` an INSERT of one
+    row of plain values has it, in parentheses: None for all other statements.
     """
 
     source: str
@@ -52,7 +52,7 @@ class Statement:
     transactional: bool = True
     connection_bound: str | None = None
     pragma: tuple[str, bool] | None = None
-    one_row: bool = False
+    row: tuple[int, int] | None = None
 
     def bind(self, params: Params) -> tuple[Any, ...]:
         """Arrange parameters in the order of the placeholders, as values that the database stores unchanged.
@@ -236,8 +236,18 @@ def _read(source: str, tokens: list[Token], dialect: Dialect, start: int, end: i
         transactional=traits.transactional,
         connection_bound=traits.connection_bound,
         pragma=traits.pragma,
-        one_row=traits.one_row,
+        row=_row(traits.row, tokens, start) if sql == source[start:end] else None,
     )
+
+
+def _row(row: tuple[Token, Token] | None, tokens: list[Token], start: int) -> tuple[int, int] | None:
+    """Give the place of an INSERT's one row, if all parameters stand in it."""
+    if row is None:
+        return None
+    first, last = row
+    if any(token.kind == "positional" and not first.start < token.start < last.start for token in tokens):
+        return None
+    return first.start - start, last.end - start
 
 
 # --- Parameters ------------------------------------------------------------------------------------------------------

@@ -72,12 +72,6 @@ class Columns:
         if connection is not None:
             connection.close()
 
-    def forget_after_fork(self) -> None:
-        """Begin anew in the child."""
-        self._mutex = threading.Lock()
-        self._connection = None
-        self.forget()
-
     def _describe(self, statement: Statement) -> Decoders | None:
         with self._mutex:
             if self._connection is None:

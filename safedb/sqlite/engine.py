@@ -164,9 +164,7 @@ class SqliteEngine:
         self._wake()
         if statement.route is Route.EXCLUSIVE:
             return self.decoded(statement, self._exclusive(statement, values, deadline, policy))
-        outcome: Outcome = self.groups.submit(
-            StatementJob(statement.sql, values, deadline, policy, one_row=statement.one_row)
-        )
+        outcome: Outcome = self.groups.submit(StatementJob(statement.sql, values, deadline, policy, row=statement.row))
         return self.decoded(statement, outcome)
 
     def _exclusive(
@@ -441,6 +439,7 @@ class SqliteEngine:
 
     def _watch(self, now: float) -> bool:
         """End what is overdue; the watcher's chore."""
+        self.turns.repair()
         self.groups.break_up(now)
         self.readers.interrupt_overdue(now)
         limited = self.snapshots.expire(now)

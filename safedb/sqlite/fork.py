@@ -88,7 +88,7 @@ def _keep_for_ever(inherited: object) -> None:
 
 def _forget() -> None:
     for noted in (_quiet, _unsafe, _locked, _half_open):
-        noted.clear()  # type: ignore[attr-defined]
+        noted.clear()
 
 
 def install() -> None:

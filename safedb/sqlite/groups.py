@@ -72,7 +72,9 @@ from safedb.stats import Counters, Hooks, Overrun, Retried, SlowWait
 
 SLOW_WAIT = 1.0  # seconds in the queue after which an event tells of it
 SLOW_FLUSH = 0.0005  # seconds: below this nobody waits for company
-ALIKE = 64  # statements that are run at once at the most: between them the clock is looked at
+ALIKE = 64  # rows that are inserted at once at the most: between such runs the clock is looked at
+MOST_VALUES = 900  # parameters of such a statement, within the smallest limit that SQLite is built with
+TEXTS = 1024  # such statements that are remembered
 ONE_ROW: Outcome = (NO_ROWS, None, 1)
 SUSPICION = 16  # groups that start with savepoints after one that had to be run again
 
@@ -106,7 +108,8 @@ class Job(Ticket):
 class StatementJob(Job):
     """Be one statement with plain values: no user code, so any thread may run it.
 
-    ``many``: values are those of many rows. ``one_row``: it changes one row or none, and returns nothing.
+    ``many``: values are those of many rows. ``row``: where in the text of an INSERT its one row of
+    plain values stands; it changes one row or none, and returns nothing.
     """
 
     kind = "a statement"
@@ -120,12 +123,12 @@ class StatementJob(Job):
         policy: ResolvedRetryPolicy,
         *,
         many: bool = False,
-        one_row: bool = False,
+        row: tuple[int, int] | None = None,
     ) -> None:
         self.sql = sql
         self.values = values
         self.many = many
-        self.one_row = one_row
+        self.row = row
         self.deadline = deadline
         self.policy = policy
         self.thread = get_ident()
@@ -199,6 +202,7 @@ class Groups:
         self._company = 1  # the size of the last group
         self._flush = 0.0  # seconds: a moving average of what COMMIT takes
         self._unlike: set[str] = set()  # texts that are not run many at once any more
+        self._texts: dict[tuple[str, int], str] = {}  # INSERTs of one row, as INSERTs of many
         self._open: Group | None = None  # the group whose transaction is open; for the keeper
 
     # -- from a job to its verdict ------------------------------------------------------------------------------------
@@ -428,23 +432,40 @@ class Groups:
 
     def _alike(self, jobs: list[StatementJob], position: int) -> list[StatementJob]:
         """Take the run of one-row INSERTs of one text that begins at ``position``, if there is one."""
-        first, end = jobs[position], position + 1
-        if first.one_row and first.sql not in self._unlike:
-            most = min(len(jobs), position + ALIKE)
-            while end < most and jobs[end].sql == first.sql and jobs[end].one_row:
-                end += 1
-        return jobs[position:end]
+        first = jobs[position]
+        if first.row is None or first.sql in self._unlike:
+            return [first]
+        most = min(len(jobs) - position, ALIKE, MOST_VALUES // max(len(first.values), 1))
+        count = 1
+        while count < most and jobs[position + count].sql == first.sql:
+            count += 1
+        return jobs[position : position + (1 << count.bit_length() - 1)]  # a power of two: few texts to prepare
 
     def _run_batch(self, batch: list[StatementJob], group: Group) -> None:
-        """Run one statement, or many alike at once: each changes one row or none, so the sum tells of each."""
+        """Run one statement, or many INSERTs of one row as one: each changes one row or none, so the sum tells of each.
+
+        Every statement lets go of the interpreter's lock several times, and under load waits for it each time (H22).
+        """
         if len(batch) == 1:
             self._run_member(batch[0], group)
             return
-        _, _, count = self._writer.run_many(batch[0].sql, [job.values for job in batch])
+        sql = self._text_of(batch[0], len(batch))
+        _, _, count = self._writer.run(sql, [value for job in batch for value in job.values])
         if count != len(batch):  # one was ignored, or a view's trigger took it: who, shows only one by one
             raise _NotOneEach
         for job in batch:
             job.value = ONE_ROW
+
+    def _text_of(self, job: StatementJob, rows: int) -> str:
+        """Give the INSERT of one row as one of many."""
+        key = job.sql, rows
+        text = self._texts.get(key)
+        if text is None:
+            if len(self._texts) >= TEXTS:
+                self._texts.clear()
+            start, end = cast("tuple[int, int]", job.row)
+            text = self._texts[key] = job.sql[:end] + f", {job.sql[start:end]}" * (rows - 1) + job.sql[end:]
+        return text
 
     def _run_member(self, job: StatementJob, group: Group) -> None:
         if not group.careful:

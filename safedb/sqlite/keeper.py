@@ -94,11 +94,3 @@ class Keeper:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=5.0)
-
-    def forget_after_fork(self) -> None:
-        """Begin anew in the child, where the thread does not exist."""
-        self._bell = threading.Event()
-        self._end = threading.Event()
-        self._mutex = threading.Lock()
-        self._thread = None
-        self.asleep = True

@@ -97,9 +97,13 @@ class Registry:
         return engine
 
     def close(self, engine: SqliteEngine, timeout: float) -> None:
-        """Give up one handle's share in an engine; with the last one the engine is closed."""
+        """Give up one handle's share in an engine; with the last one the engine is closed.
+
+        That waits for its transactions to end: inside one of its own the calling thread gets `ReentrancyError` instead.
+        """
         entry = self.entries.get(engine.identity) if engine.identity else None
         if entry is None:
+            engine.refuse_reentry(reading=False)
             self.memory.discard(engine)
             engine.close(timeout)
             return
@@ -107,6 +111,8 @@ class Registry:
             kind = engine.read_only
             if entry.engines.get(kind) is not engine:
                 return
+            if entry.handles[kind] == 1 and not kind:
+                engine.refuse_reentry(reading=False)
             entry.handles[kind] -= 1
             if entry.handles[kind] == 0:
                 del entry.engines[kind]

@@ -67,6 +67,7 @@ LATE = "late"  # gave up at its deadline, out of the queue
 CROWDED = "crowded"  # gave up at its deadline, out of the lobby
 
 FOREVER = -1.0
+SLICE = 0.1  # seconds after which a ticket that is ABOARD looks at its state, if nobody wakes it before
 
 
 class LockLike(Protocol):
@@ -186,34 +187,45 @@ class Turns:
                 self._holder = ticket
                 ticket.state = HOLDING
                 return HOLDING
-            self._enqueue(ticket)
+            called = self._enqueue(ticket)
+        if called is not None:
+            called.wake()
         return self.wait(ticket, deadline)
 
     def wait(self, ticket: Ticket, deadline: float) -> str:
         """Sleep until the ticket is HOLDING or SERVED, or its deadline has passed while it waited in the queue."""
         signal = cast("LockLike", ticket.signal)  # `_enqueue` made it
         while True:
-            if ticket.state is ABOARD:
-                signal.acquire()
-                late = False
-            else:
-                remaining = deadline - self._now()
-                late = remaining <= 0 or not signal.acquire(True, remaining)
-            if ticket.state is SERVED:
+            remaining = SLICE if ticket.state is ABOARD else deadline - self._now()
+            late = remaining <= 0 or not signal.acquire(True, remaining)
+            state = ticket.state
+            if state is SERVED:
                 return SERVED
-            with self._mutex:
-                # Critical section: answer the wake-up, or leave.
-                if self._woken is ticket:
-                    self._woken = None
-                    if self._holder is None:
-                        self._holder = ticket
-                        ticket.state = HOLDING
-                        self._queue.remove(ticket)
-                        self._fill_queue()
-                if late and ticket.state in (WAITING, LOBBY):
-                    self._drop(ticket)
-                if ticket.state not in (WAITING, LOBBY, ABOARD):
-                    return ticket.state
+            if state is HOLDING:
+                return HOLDING
+            if state is not ABOARD:
+                state = self._answer(ticket, late)
+                if state is not WAITING and state is not LOBBY and state is not ABOARD:
+                    return state
+
+    def _answer(self, ticket: Ticket, late: bool) -> str:
+        """Answer a wake-up: take the free turn, sleep again, or leave at the deadline. Return the state."""
+        called = None
+        with self._mutex:
+            # Critical section: one of the three, whole.
+            if self._woken is ticket:
+                self._woken = None
+                if self._holder is None:
+                    self._holder = ticket
+                    ticket.state = HOLDING
+                    self._queue.remove(ticket)
+                    self._fill_queue()
+            if late and ticket.state in (WAITING, LOBBY):
+                called = self._drop(ticket)
+            state = ticket.state
+        if called is not None:
+            called.wake()
+        return state
 
     def leave(self, ticket: Ticket) -> None:
         """Give up whatever the ticket still has: the turn, or its place. Idempotent; for ``finally``.
@@ -228,9 +240,23 @@ class Turns:
                 self._holder = None
                 if ticket.state is HOLDING:
                     ticket.state = NEW
+                called = self._call_next()
             elif ticket.state in (WAITING, LOBBY):
-                self._drop(ticket)
-            self._call_next()
+                called = self._drop(ticket)
+            else:
+                called = self._call_next()
+        if called is not None:
+            called.wake()
+
+    def repair(self) -> None:
+        """Raise again the signals that must be raised by now; for the keeper, now and then.
+
+        An exception between a change of state and the signal that tells of it leaves a sleeper who does not know. A
+        signal too many does no harm: its sleeper looks at the state, and sleeps again.
+        """
+        for ticket in (self._holder, self._woken):
+            if ticket is not None:
+                ticket.wake()
 
     # -- the holder's side ----------------------------------------------------------------------------------------
 
@@ -268,8 +294,9 @@ class Turns:
                 ticket.signal = self._closed_signal()
             if ticket.state is HOLDING:  # else it has had its verdict, and only drove on for the others
                 ticket.state = ABOARD
-            self._give(self._queue[0], luggage)
-            return True
+            called = self._give(self._queue[0], luggage)
+        called.wake()
+        return True
 
     def put_back(self, tickets: Iterable[Ticket]) -> None:
         """Queue tickets again at the front, in their order, with the arrival they had: their run was discarded.
@@ -290,7 +317,9 @@ class Turns:
             if self._holder is ticket:
                 self._holder = None
                 ticket.state = NEW
-            self._call_next()
+            called = self._call_next()
+        if called is not None:
+            called.wake()
 
     # -- inside the mutex -----------------------------------------------------------------------------------------
 
@@ -302,7 +331,7 @@ class Turns:
         signal.acquire()
         return signal
 
-    def _enqueue(self, ticket: Ticket) -> None:
+    def _enqueue(self, ticket: Ticket) -> Ticket | None:
         if ticket.signal is None:
             ticket.signal = self._closed_signal()
         ticket.arrived = self._now()
@@ -312,10 +341,9 @@ class Turns:
         else:
             ticket.state = LOBBY
             self._lobby.append(ticket)
-        if self._holder is None:
-            self._call_next()
+        return self._call_next() if self._holder is None else None
 
-    def _drop(self, ticket: Ticket) -> None:
+    def _drop(self, ticket: Ticket) -> Ticket | None:
         """Take a waiter out of the queue or the lobby at its deadline, and pass on a wake-up that it had."""
         if self._woken is ticket:
             self._woken = None
@@ -325,7 +353,7 @@ class Turns:
         else:
             ticket.state = CROWDED
             self._lobby.remove(ticket)
-        self._call_next()
+        return self._call_next()
 
     def _fill_queue(self) -> None:
         while self._lobby and len(self._queue) < self._limit:
@@ -334,8 +362,8 @@ class Turns:
             self._queue.append(ticket)
             self._lobby.popleft()
 
-    def _give(self, ticket: Ticket, luggage: object) -> None:
-        """Make the head of the queue the holder, whether or not it is awake."""
+    def _give(self, ticket: Ticket, luggage: object) -> Ticket:
+        """Make the head of the queue the holder, whether or not it is awake; the caller wakes it."""
         self._holder = ticket
         ticket.luggage = luggage
         ticket.state = HOLDING
@@ -343,19 +371,23 @@ class Turns:
         if self._woken is ticket:
             self._woken = None
         self._fill_queue()
-        ticket.wake()
+        return ticket
 
-    def _call_next(self) -> None:
-        """Re-establish the invariant: give the free turn to an impatient head, else wake the head once."""
+    def _call_next(self) -> Ticket | None:
+        """Re-establish the invariant: give the free turn to an impatient head, else wake the head once.
+
+        Return who is to be woken, outside of the mutex: it would only wake up to wait for that.
+        """
         self._fill_queue()
         if self._holder is not None or not self._queue:
-            return
+            return None
         head = self._queue[0]
         if self._impatient(head):
-            self._give(head, None)
-        elif self._woken is None:
+            return self._give(head, None)
+        if self._woken is None:
             self._woken = head
-            head.wake()
+            return head
+        return None
 
     def check(self) -> None:
         """Assert the invariants; the caller makes sure that no critical section is under way."""
