@@ -79,6 +79,7 @@ REMEDIES: dict[int, str] = {
     CANTOPEN: "look at the folder's existence and rights, and at the limit of open files",
     IOERR: "look at the disk and the system's log",
     NOMEM: "free memory",
+    INTERRUPT: "the deadline passed while it ran; make it smaller, or raise the timeout",
 }
 
 

@@ -120,6 +120,9 @@ def masked(url: str) -> str:
     if not scheme and "=" in rest:
         return "***"  # a key=value connection string: any part of it may be a password's
     head, at, tail = rest.rpartition("@")
+    if at and scheme and scheme[1].lower() not in _DIALECTS:
+        # What looks like a scheme may be a user's name, and what follows it a password that begins with slashes.
+        return f"{scheme[0]}***" + (at + tail if not {"?", "&"} & set(rest) else "")
     secret = re.search("[:?]", head) if at else _NO_PORT.match(rest)
     if secret:
         # With a '?' before the '@' nobody can tell a password's tail from a host, so the tail goes as well.

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +75,12 @@ class _Checks:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand in an empty folder, with no settings around."""
     for variable in [name for name in os.environ if name.startswith("SAFEDB_") or name == "DATABASE_URL"]:
         monkeypatch.delenv(variable)
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
+    return tmp_path
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page, "python")], ids=_name)
@@ -89,12 +89,14 @@ def test_the_python_of_a_page_runs_and_gives_what_the_page_says(page: Path, fold
     checks = _Checks(page)
     namespace: dict[str, Any] = {"__name__": "docs", "_shows": checks.shows, "_raises": checks.raises}
     try:
-        exec(compile(program, str(page), "exec"), namespace)
+        exec(compile(program, str(page), "exec", dont_inherit=True), namespace)
     finally:
         for value in namespace.values():
             if isinstance(value, safedb.Database):
                 value.close()
-    expected = {number for number, line in enumerate(program.splitlines(), 1) if "_shows(" in line or "_raises(" in line}
+    expected = {
+        number for number, line in enumerate(program.splitlines(), 1) if "_shows(" in line or "_raises(" in line
+    }
     assert checks.reached == expected
 
 
@@ -217,7 +219,7 @@ def test_every_event_is_in_the_reference_with_its_fields(event: Any) -> None:
     assert event.__name__ in safedb.__all__
 
 
-# -- the two commands ---------------------------------------------------------------------------------------------------
+# -- the two commands -------------------------------------------------------------------------------------------------
 
 
 def test_the_readme_has_two_commands_of_one_line_each() -> None:

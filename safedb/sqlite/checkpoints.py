@@ -13,6 +13,7 @@ ceiling, or when no more writes come. A checkpoint waits for readers no longer t
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from time import monotonic
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 from safedb import errors
 from safedb.config import ResolvedPragmas, ResolvedRetryPolicy
 from safedb.sqlite.blocks import Blocks
+from safedb.sqlite.pragmas import BUSY_SLICE
 from safedb.sqlite.snapshots import Snapshots
 from safedb.stats import Counters, Hooks, LongSnapshot, SlowCheckpoint
 
@@ -27,6 +29,7 @@ QUIET = 1.0  # seconds without a commit after which the WAL is emptied
 SLOW = 0.1  # seconds after which an event tells of a checkpoint
 PATIENCE = 0.05  # seconds that the keeper waits for its turn before it looks again
 LONG_SNAPSHOT = 5.0  # seconds after which a snapshot that holds up the WAL is told of
+RESTART_WAIT = 3  # milliseconds that a checkpoint waits for readers to leave the WAL, so that it can begin anew
 FIRST_GUESS = 3.0  # frames a commit writes, until a checkpoint has told
 
 
@@ -58,6 +61,7 @@ class Checkpoints:
         self._counters = counters
         self._hooks = hooks
         self._page = 4096
+        self._pages_enough = pragmas.checkpoint_pages
         self._seen = 0  # commits at the last look
         self._moved_at = 0  # commits at the last checkpoint
         self._left = 0  # frames that the last checkpoint left behind
@@ -78,14 +82,23 @@ class Checkpoints:
         commits = self._counters.commits
         if commits != self._seen:
             self._seen, self._changed = commits, now
-        if commits == self._moved_at and not self._left:
+        if not self._pending():
             return False
         self._tell_of_long_snapshots(now)
         mode = self._due(commits, now)
         if mode is not None and now >= self._not_before:
             with contextlib.suppress(errors.LockTimeout, errors.QueryCanceled):  # others are at work: look again later
                 self.run(mode, now + PATIENCE)
-        return self._left > 0 or self._counters.commits != self._moved_at
+        return self._pending()
+
+    def _pending(self) -> bool:
+        """Tell whether there is something to move, or to cut: VACUUM fills the WAL without a commit that is counted."""
+        return self._left > 0 or self._counters.commits != self._moved_at or self.wal_bytes() > self._ceiling()
+
+    def _ceiling(self) -> float:
+        """Give the bytes above which the WAL is too large even where nothing is left to move."""
+        limits = (self._pragmas.wal_limit, self._pragmas.checkpoint_pages * self._page)
+        return min((limit for limit in limits if limit), default=math.inf)
 
     def _due(self, commits: int, now: float) -> str | None:
         pages, limit = self._pragmas.checkpoint_pages, self._pragmas.wal_limit
@@ -104,8 +117,13 @@ class Checkpoints:
 
         def work(writer: Any) -> Answer:
             started[0] = monotonic()
-            (busy, frames, moved), *_ = writer.run(f"PRAGMA wal_checkpoint({mode})", ())[0]
-            return Answer(bool(busy), frames, moved)
+            answer = _checkpoint(writer, mode)
+            if mode == "PASSIVE" and answer.complete and answer.frames >= self._pages_enough:
+                # Let the next commit begin the WAL anew: by itself it would only if no reader were at work right then.
+                writer.run(f"PRAGMA busy_timeout = {RESTART_WAIT}", ())
+                _checkpoint(writer, "RESTART")
+                writer.run(f"PRAGMA busy_timeout = {round(BUSY_SLICE * 1000)}", ())
+            return answer
 
         answer = self._blocks.alone(deadline, self._policy, work, doing=f"a checkpoint of {self._path}")
         self._learn(answer, mode, monotonic() - started[0])
@@ -128,3 +146,8 @@ class Checkpoints:
         if oldest is not None and now - oldest.began > LONG_SNAPSHOT and now - self._told > LONG_SNAPSHOT:
             self._told = now
             self._hooks.emit(LongSnapshot(self._path, oldest.holder, now - oldest.began, self.wal_bytes()))
+
+
+def _checkpoint(writer: Any, mode: str) -> Answer:
+    (busy, frames, moved), *_ = writer.run(f"PRAGMA wal_checkpoint({mode})", ())[0]
+    return Answer(bool(busy), frames, moved)

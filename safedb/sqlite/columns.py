@@ -43,12 +43,18 @@ class Columns:
         self._typed = False  # whether any column of the schema has a type that is decoded
         self._known: dict[str, Decoders | None] = {}
 
-    def of(self, statement: Statement) -> Decoders | None:
-        """Give a decoder (or None) for each column, or None where no column needs one."""
+    def of(self, statement: Statement, width: int) -> Decoders | None:
+        """Give a decoder (or None) for each of ``width`` columns, or None where no column needs one."""
         try:
-            return self._known[statement.source]
+            found = self._known[statement.source]
         except KeyError:
-            return self._describe(statement)
+            found = self._describe(statement)
+        if (
+            found is not None and len(found) != width
+        ):  # the schema has changed since the statement ran, or was described
+            self.forget()
+            found = self._describe(statement)
+        return found if found is None or len(found) == width else None
 
     def forget(self) -> None:
         """Forget all statements: the schema has changed."""

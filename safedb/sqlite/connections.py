@@ -75,6 +75,14 @@ class Connections:
         connection.execute("PRAGMA trusted_schema=OFF")
         return connection
 
+    def schema_copy(self, statements: list[str]) -> sqlite3.Connection:
+        """Open an empty database in memory with the schema that ``statements`` make; what fails there is left out."""
+        connection = self.blank()
+        for statement in statements:
+            with contextlib.suppress(sqlite3.Error):  # the shadow tables of a virtual table exist already
+                connection.execute(statement)
+        return connection
+
     def blank(self) -> sqlite3.Connection:
         """Open an empty database in memory that can take a copy."""
         connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)

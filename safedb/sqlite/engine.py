@@ -26,6 +26,7 @@ from safedb.sqlite.checkpoints import Checkpoints
 from safedb.sqlite.columns import Columns, Decoders
 from safedb.sqlite.connections import Connections, Extras
 from safedb.sqlite.groups import FunctionJob, Groups, StatementJob
+from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.keeper import Keeper
 from safedb.sqlite.readers import Reader, Readers, WritesAfterAll
 from safedb.sqlite.session import Session, shorten
@@ -39,7 +40,8 @@ from safedb.types import decode_rows
 T = TypeVar("T")
 
 WATCH_TICK = 0.04  # seconds: so a deadline is overstayed by less than 100 ms
-CHECKPOINT_TICK = 0.1
+CHECKPOINT_TICK = 0.02  # while there is something to do
+SCHEMA = "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'"
 LONG = 86_400.0  # seconds: for checks and backups that were given no deadline
 MANY_VALUES = 100_000  # an executemany of more values than this runs as a block, not in a group
 LEARNT = 4096  # texts of statements that something is remembered of
@@ -73,7 +75,8 @@ class SqliteEngine:
         self.snapping: set[int] = set()  # threads inside a snapshot
         self.identity: tuple[int, int] | None = None
         self._forking: Exclusive | None = None  # holds the turn while the process is copied
-        self._reads: dict[str, tuple[Statement, Decoders | None]] = {}  # reads that were run before
+        self._reads: dict[str, tuple[Statement, Decoders | None, int]] = {}  # reads that were run before
+        self._changing: set[int] = set()  # threads whose open transaction has changed the schema
         self._learnt: set[str] = set()  # texts that turned out to write
         self._build()
 
@@ -91,9 +94,9 @@ class SqliteEngine:
             self.turns, self.writer, self.counters, self.hooks, most=pool.max_group, time_limit=pool.group_time
         )
         self.blocks = Blocks(self.turns, self.groups, self.writer, self.counters, self.hooks)
-        self.readers = Readers(self.connections.reader, name=self.name, most=pool.max_size)
+        self.readers = Readers(self.connections.reader, name=self.name, most=pool.max_size, least=pool.min_size)
         self.snapshots = Snapshots()
-        self.columns = Columns(self.connections.describer)
+        self.columns = Columns(self._schema_copy if path is None else self.connections.describer)
         self.checkpoints = Checkpoints(
             path or "", self.blocks, self.snapshots, self.pragmas, self.policy, self.counters, self.hooks
         )
@@ -113,8 +116,11 @@ class SqliteEngine:
         # A read that was here before: what it is, and what its columns need, is known.
         if self.watcher.asleep:
             self.watcher.wake()
-        statement, decoders = read
+        statement, decoders, width = read
         fetched = self.readers.run(statement.sql, statement.bind(params), timeout, policy)
+        if len(fetched[1]) != width:  # another process has changed the table
+            self._forget_schema()
+            return self.decoded(statement, fetched)
         if decoders is None:
             return fetched
         return decode_rows(fetched[0], decoders), fetched[1], fetched[2]
@@ -138,11 +144,12 @@ class SqliteEngine:
         if self.watcher.asleep:
             self.watcher.wake()
         fetched = self.readers.run(statement.sql, statement.bind(params), timeout, policy)
-        decoders = self.columns.of(statement)
+        width = len(fetched[1])
+        decoders = self.columns.of(statement, width)
         if len(self._reads) >= LEARNT:
             self._reads.clear()
         if len(statement.source) <= LONGEST_LEARNT:
-            self._reads[statement.source] = statement, decoders
+            self._reads[statement.source] = statement, decoders, width
         return fetched if decoders is None else (decode_rows(fetched[0], decoders), *fetched[1:])
 
     def _remember(self, statement: Statement) -> None:
@@ -154,6 +161,8 @@ class SqliteEngine:
     def _forget_schema(self) -> None:
         """Forget what rests on the schema: it has changed, or may have."""
         self.columns.forget()
+        if self.path is None:
+            self.columns.close()  # it describes by a copy
         self._reads.clear()
 
     def _write(self, statement: Statement, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
@@ -242,8 +251,9 @@ class SqliteEngine:
     def statement(self, sql: str) -> Statement:
         """Read a statement that is to run inside a transaction or a snapshot, or refuse it."""
         statement = parse(sql)
-        if statement.pragma is not None or not statement.transactional:
+        if statement.route is Route.EXCLUSIVE:
             check_in_transaction(statement)
+            self._touch_schema()
         return statement
 
     def many(self, sql: str) -> Statement:
@@ -256,13 +266,44 @@ class SqliteEngine:
         """Turn stored values into those of the declared types; in the caller's thread, after COMMIT."""
         rows, description, count = outcome
         if description is not None and rows:
-            decoders = self._decoders(statement)
+            decoders = self._decoders(statement, len(description))
             if decoders is not None:
                 rows = decode_rows(rows, decoders)
         return rows, description, count
 
-    def _decoders(self, statement: Statement) -> Decoders | None:
-        return self.columns.of(statement) if self.path is not None else None
+    def _decoders(self, statement: Statement, width: int) -> Decoders | None:
+        """Describe a statement; inside a transaction that has changed the schema, by the schema as it is in there."""
+        if threading.get_ident() in self._changing:
+            columns = Columns(self._schema_copy)
+            try:
+                return columns.of(statement, width)
+            finally:
+                columns.close()
+        return self.columns.of(statement, width)
+
+    def _schema_copy(self) -> sqlite3.Connection:
+        """Open an empty database that has the schema which the writer sees at this moment."""
+        if threading.get_ident() in self.inside:
+            rows = self.writer.run(SCHEMA, ())[0]
+        else:
+            limit = self.policy.timeout
+            rows = self.blocks.alone(
+                monotonic() + limit, self.policy, lambda w: w.run(SCHEMA, ())[0], doing="reading the schema"
+            )
+        return self.connections.schema_copy([sql for (sql,) in rows])
+
+    def _touch_schema(self) -> None:
+        """Note that this thread changes the schema in its transaction."""
+        ident = threading.get_ident()
+        if ident in self.inside:
+            self._changing.add(ident)
+
+    def _settle_schema(self) -> None:
+        """Forget the schema as it was before this thread's transaction, if that has changed it."""
+        ident = threading.get_ident()
+        if ident in self._changing:
+            self._changing.discard(ident)
+            self._forget_schema()
 
     # -- transactions -----------------------------------------------------------------------------------------------
 
@@ -276,13 +317,17 @@ class SqliteEngine:
 
     def commit(self, block: Block) -> None:
         """Commit a block; it is over, whatever this raises."""
-        self.inside.pop(block.thread, None)
-        self.blocks.commit(block)
+        try:
+            self.blocks.commit(block)
+        finally:
+            self.inside.pop(block.thread, None)
+            self._settle_schema()
 
     def rollback(self, block: Block) -> None:
         """Roll a block back."""
-        self.inside.pop(block.thread, None)
         self.blocks.rollback(block)
+        self.inside.pop(block.thread, None)
+        self._settle_schema()
 
     def run_function(self, body: Callable[[Session], T], timeout: float, policy: ResolvedRetryPolicy) -> T:
         """Run ``body`` in this thread inside a write transaction, again if its transaction is lost."""
@@ -297,7 +342,10 @@ class SqliteEngine:
             finally:
                 self.inside.pop(ident, None)
 
-        result: T = self.groups.submit(FunctionJob(inside, monotonic() + timeout, policy))
+        try:
+            result: T = self.groups.submit(FunctionJob(inside, monotonic() + timeout, policy))
+        finally:
+            self._settle_schema()
         return result
 
     def _enter_check(self) -> None:
@@ -440,6 +488,8 @@ class SqliteEngine:
     def _watch(self, now: float) -> bool:
         """End what is overdue; the watcher's chore."""
         self.turns.repair()
+        if self.path is not None and self.columns.schema_changed():
+            self._reads.clear()
         self.groups.break_up(now)
         self.readers.interrupt_overdue(now)
         limited = self.snapshots.expire(now)
@@ -448,21 +498,21 @@ class SqliteEngine:
 
     def _tend(self, now: float) -> bool:
         """Look after the WAL and the readers; the checkpointer's chore."""
-        if self.columns.schema_changed():
-            self._reads.clear()
         self.readers.trim(now - self.pool.max_idle)
         return self.checkpoints.look(now)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def close(self, timeout: float) -> None:
-        """Close readers first and the writer last. Idempotent."""
+        """Close readers first and the writer last: that one can remove the WAL. Idempotent."""
         self.watcher.close()
         self.checkpointer.close()
         self.readers.close()
         self.columns.close()
         try:
             with self.blocks.exclusive(monotonic() + timeout, self.policy) as writer:
+                if self.path and self.checkpoints.wal_bytes():
+                    writer.cursor()
                 writer.close()
         except DRIVER_ERRORS as error:
             raise classify(error, doing=f"closing {self.name}") from error
@@ -523,9 +573,14 @@ class SqliteEngine:
 
     def refuse_after_fork(self, why: str) -> object:
         """Refuse every call from now on; return what must never be closed nor deallocated in this process."""
-        inherited = (self.writer, self.readers, self.snapshots, self.columns, self.connections)
+        inherited = (
+            self.writer.disown(), self.readers, self.readers.everyone(), self.snapshots.disown(why), self.columns,
+            self.connections,
+        )  # fmt: skip
+        self.connections.refuse(why)  # a session that this thread is inside of asks its writer, and that one asks these
         self.begin_anew()
         self.connections.refuse(why)
+        self.side = self.writer.side = None  # nothing will be opened, so nobody need wait for the parent
         return inherited
 
 

@@ -697,8 +697,8 @@ class Groups:
             elif group is not None and group.members and isinstance(group.current, FunctionJob):
                 self._revoke(group, group.current)
             else:
-                watch.until = math.inf
-                self._hooks.emit(Overrun(self._writer.name, "the caller's own code inside a transaction", 0.0))
+                late, watch.until = now - watch.until, math.inf
+                self._hooks.emit(Overrun(self._writer.name, "the caller's own code inside a transaction", late))
 
     def _revoke(self, group: Group, function: FunctionJob) -> None:
         """Take the transaction from a function that is busy in the user's code; the guard is held."""

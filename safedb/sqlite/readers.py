@@ -70,17 +70,19 @@ class _Waiter:
 class Readers:
     """Lend readers: ``most`` at the most, opened by ``connect`` at first need."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], *, name: str, most: int) -> None:
+    def __init__(self, connect: Callable[[], sqlite3.Connection], *, name: str, most: int, least: int = 0) -> None:
         self._connect = connect
         self._name = name
         self._most = most
+        self._least = least
         self._mutex = threading.Lock()
         self._waiters: deque[_Waiter] = deque()
-        self._all: weakref.WeakSet[Reader] = weakref.WeakSet()
+        self._all: dict[int, weakref.ref[Reader]] = {}  # by id
         self._opening = 0
         self._waited = 0
         self._closed = False
         self._paused = False  # nobody is lent a reader, and those that come back are closed
+        self._attention = False  # whether a reader that comes back must not simply lie idle: one look on the fast path
         self._home = threading.Condition(self._mutex)
         self.idle: list[Reader] = []
 
@@ -92,14 +94,18 @@ class Readers:
     def check_out(self, deadline: float) -> Reader:
         """Lend a reader, at once or by the deadline, else raise `PoolTimeout`. It must come back by `give_back`."""
         try:
-            return self.idle.pop()
+            reader = self.idle.pop()
         except IndexError:
-            return self._open_or_wait(deadline)
+            reader = self._open_or_wait(deadline)
+        reader.until = deadline
+        return reader
 
     def give_back(self, reader: Reader) -> None:
         """Take a reader back, with nothing open on it."""
+        if id(reader) not in self._all:  # in a forked child: it is the parent's
+            return
         self.idle.append(reader)
-        if self._waiters or self._closed or self._paused:
+        if self._attention:
             self._match()
 
     def _open_or_wait(self, deadline: float) -> Reader:
@@ -113,6 +119,7 @@ class Readers:
             else:
                 self._waited += 1
                 self._waiters.append(waiter)
+                self._attention = True
         if may_open:
             return self._open()
         try:
@@ -137,11 +144,15 @@ class Readers:
     def _open(self) -> Reader:
         try:
             reader = Reader(self._connect())
-            self._all.add(reader)
+            self._know(reader)
             return reader
         finally:
             with self._mutex:
                 self._opening -= 1
+
+    def _know(self, reader: Reader) -> None:
+        key, everyone = id(reader), self._all
+        everyone[key] = weakref.ref(reader, lambda _: everyone.pop(key, None))
 
     def _match(self) -> None:
         with self._mutex:
@@ -154,10 +165,11 @@ class Readers:
                 try:
                     reader = self.idle.pop()
                 except IndexError:  # another thread was faster
-                    return
+                    break
                 waiter = self._waiters.popleft()
                 waiter.reader = reader
                 waiter.signal.release()
+            self._attention = bool(self._waiters) or self._closed or self._paused
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -177,7 +189,7 @@ class Readers:
             return self._second_try(reader, sql, values, error, policy)
         finally:
             self.idle.append(reader)
-            if self._waiters or self._closed or self._paused:
+            if self._attention:
                 self._match()
 
     def _second_try(
@@ -209,20 +221,26 @@ class Readers:
             if reader.until < now:
                 reader.connection.interrupt()
 
+    def everyone(self) -> list[Reader]:
+        """List all readers, in use or not."""
+        # One C call, which no other thread can come between.
+        return [reader for reference in list(self._all.values()) if (reader := reference()) is not None]
+
     def busy(self) -> list[Reader]:
         """List the readers that are in use at this moment."""
         idle = self.idle.copy()
-        return [reader for reader in list(self._all) if reader not in idle]
+        return [reader for reader in self.everyone() if reader not in idle]
 
     def trim(self, before: float) -> None:
         """Close idle readers whose last deadline lies before ``before``: the coldest lie at the bottom."""
-        while self.idle and self.idle[0].until < before:
+        while len(self._all) > self._least:
             try:
+                if self.idle[0].until >= before:
+                    return
                 reader = self.idle.pop(0)
-            except IndexError:
+            except IndexError:  # other threads take readers meanwhile
                 return
-            reader.close()
-            self._all.discard(reader)
+            self._close(reader)
 
     def stats(self) -> PoolStats:
         """Show the pool at this moment."""
@@ -231,31 +249,37 @@ class Readers:
 
     def close(self) -> None:
         """Close what is idle now, and each other reader when it comes back. Idempotent."""
-        self._closed = True
+        self._closed = self._attention = True
         self._match()
 
     def pause(self, deadline: float) -> bool:
         """Lend no more readers and close all, waiting for those in use until ``deadline``; return whether all came home."""
         with self._home:
-            self._paused = True
+            self._paused = self._attention = True
             self._close_idle()
             return self._home.wait_for(lambda: not (self._all or self._opening), max(0.0, deadline - monotonic()))
 
     def resume(self) -> None:
         """Lend readers again."""
         with self._mutex:
-            self._paused = False
+            self._paused, self._attention = False, self._closed
             while self._waiters:
                 waiter = self._waiters.popleft()
                 waiter.reopen = True
                 waiter.signal.release()
 
     def _close_idle(self) -> None:
-        while self.idle:
-            reader = self.idle.pop()
-            reader.close()
-            self._all.discard(reader)
+        while True:
+            try:
+                reader = self.idle.pop()
+            except IndexError:
+                break
+            self._close(reader)
         self._home.notify_all()
+
+    def _close(self, reader: Reader) -> None:
+        reader.close()
+        self._all.pop(id(reader), None)
 
 
 def read_error(error: BaseException, sql: str) -> BaseException:

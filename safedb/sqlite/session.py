@@ -21,8 +21,9 @@ class Restart(BaseException):
 class Session:
     """Run statements in the open transaction, for the thread that has the turn.
 
-    Each statement tells the watch that it runs (so that the keeper may interrupt it when it is overdue) and, when it is done,
-    that the thread is back in user code (so that the keeper may revoke the session, where the transaction is shared).
+    Each statement tells the watch that it runs (so that the keeper may interrupt it when it is overdue) and, when it is
+    done, that the thread is back in user code (so that the keeper may revoke the session, where the transaction is
+    shared).
     """
 
     __slots__ = ("_deadline", "_restartable", "_until", "_writer", "lost", "revoked")
@@ -53,8 +54,8 @@ class Session:
         """Run one statement of the user's; past the deadline none is begun, however short it would be."""
         if time.monotonic() >= self._deadline:
             raise errors.QueryCanceled(
-                f"{shorten(sql)}: the deadline of this transaction on {self._writer.name} had passed before it began, so it "
-                "was not run. Do slow work before or after the transaction, or raise the timeout"
+                f"{shorten(sql)}: the deadline of this transaction on {self._writer.name} had passed before it began, "
+                "so it was not run. Do slow work before or after the transaction, or raise the timeout"
             )
         return self._run(sql, values, many=many)
 

@@ -19,6 +19,7 @@ from time import monotonic
 from typing import Any
 
 from safedb import errors
+from safedb.retry import INTERRUPT, code_of
 from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.readers import Reader, WritesAfterAll, read_error
 from safedb.sqlite.writer import DRIVER_ERRORS, Outcome, Values
@@ -143,11 +144,13 @@ class Snapshots:
         """Fix a state on ``reader``, and know it until `close`."""
         reader.until = _NEVER  # what stands there is the deadline of whoever had it before
         try:
-            reader.connection.execute("BEGIN DEFERRED")
-            reader.connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+            try:
+                _pin(reader.connection)
+            except sqlite3.Error as error:
+                if code_of(error) != INTERRUPT:
+                    raise
+                _pin(reader.connection)  # it was meant for whoever had the reader before
         except DRIVER_ERRORS as error:
-            if reader.connection.in_transaction:
-                reader.connection.execute("ROLLBACK")
             raise read_error(error, "BEGIN") from error
         session = SnapshotSession(reader, name=name, max_age=max_age)
         self._open.add(session)
@@ -179,6 +182,17 @@ class Snapshots:
         for session in inherited:
             session.ended = why
         return inherited
+
+
+def _pin(connection: sqlite3.Connection) -> None:
+    """Begin a read transaction and fix its state; leave none open if that fails."""
+    try:
+        connection.execute("BEGIN DEFERRED")
+        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 _NEVER = float("inf")

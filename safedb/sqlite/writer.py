@@ -94,6 +94,12 @@ class Writer:
         self.connection = connection
         self._cursor = connection.cursor()
 
+    def disown(self) -> object:
+        """Let go of the connection without closing it: it is another process's. What is returned must never be closed."""
+        inherited = self.connection, self._cursor
+        self.connection = self._cursor = None
+        return inherited
+
     @property
     def in_transaction(self) -> bool:
         """Ask SQLite whether a transaction is open: after an error only it knows."""
