@@ -48,9 +48,9 @@ def connect(
     event of this database (see `safedb.stats`).
 
     Handles of one process on one file share one writer and one queue, so ``pragmas``, ``pool``, ``functions`` and
-    ``collations`` must agree with those in force; what is not given agrees. Where each setting may stand, and which goes
-    first, is told in `safedb.config`. Raises `ConfigError` for what cannot be put in force, `LockTimeout` where another
-    program holds the file until ``retry.timeout``.
+    ``collations`` must agree with those in force; what is not given agrees. Where each setting may stand, and which
+    goes first, is told in `safedb.config`. Raises `ConfigError` for what cannot be put in force, `LockTimeout` where
+    another program holds the file until ``retry.timeout``.
     """
     settings = load_settings(target, pragmas=pragmas, retry=retry, pool=pool, read_only=read_only)
     if on_event is not None and not callable(on_event):
@@ -103,8 +103,9 @@ class Database:
         """Run one statement in a transaction of its own.
 
         A read sees one committed state and every write acknowledged before it began. A write is durable when this
-        returns; if it raises, it has had no effect, but for `CommitUnknownError`. Writes of several threads are committed
-        together where they meet, each with its own verdict. ``params``: a sequence for ``?``, a mapping for ``:name``.
+        returns; if it raises, it has had no effect, but for `CommitUnknownError`. Writes of several threads are
+        committed together where they meet, each with its own verdict. ``params``: a sequence for ``?``, a
+        mapping for ``:name``.
         """
         rows, description, count = self._engine.execute(
             sql, params, self._timeout if timeout is None else check_timeout(timeout), self._retry
@@ -119,7 +120,7 @@ class Database:
         """Run several statements without parameters in one transaction, all or nothing."""
         self._engine.execute_script(split(sql, self.dialect), self._limit(timeout), self._retry)
 
-    # -- transactions ---------------------------------------------------------------------------------------------------
+    # -- transactions -------------------------------------------------------------------------------------------------
 
     @contextmanager
     def transaction(self, *, timeout: float | None = None) -> Iterator[Transaction]:
@@ -143,11 +144,11 @@ class Database:
         tx.call_back()
 
     def run_transaction(self, fn: Callable[..., T], /, *args: Any, timeout: float | None = None, **kwargs: Any) -> T:
-        """Call ``fn(tx, *args, **kwargs)`` in a write transaction, in this thread; return what it returns, once committed.
+        """Call ``fn(tx, *args, **kwargs)`` in a write transaction, in this thread; return its value, once committed.
 
         It may be run more than once before that (its transaction may be lost to a neighbour's fault), so it must have
-        no effects but through ``tx``; others belong into ``tx.after_commit``. ``timeout`` is safedb's own: one meant for
-        ``fn`` goes through `functools.partial`.
+        no effects but through ``tx``; others belong into ``tx.after_commit``. ``timeout`` is safedb's own: one meant
+        for ``fn`` goes through `functools.partial`.
         """
         engine, factory = self._engine, self._factory
         last: list[Transaction] = []
@@ -158,6 +159,7 @@ class Database:
             try:
                 value = fn(tx, *args, **kwargs)
                 if hasattr(value, "__await__"):
+                    getattr(value, "close", int)()  # else Python warns of a coroutine that was never awaited
                     raise errors.InterfaceError(
                         f"{fn!r} is a coroutine function; run_transaction calls plain functions"
                     )
@@ -196,15 +198,15 @@ class Database:
             snap.close()
             engine.close_snapshot(session, ident)
 
-    # -- house-keeping --------------------------------------------------------------------------------------------------
+    # -- house-keeping ------------------------------------------------------------------------------------------------
 
     def backup(
         self, dest: str | os.PathLike[str], progress: Progress | None = None, *, timeout: float | None = None
     ) -> None:
         """Copy one committed state into the new file ``dest`` while reads and writes go on.
 
-        ``progress(done, total)`` is called with pages. The copy appears under its name only when it is complete. Without
-        ``timeout`` it may take as long as it takes.
+        ``progress(done, total)`` is called with pages. The copy appears under its name only when it is complete.
+        Without ``timeout`` it may take as long as it takes.
         """
         self._engine.backup(os.fspath(dest), progress, None if timeout is None else check_timeout(timeout))
 

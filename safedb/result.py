@@ -57,7 +57,8 @@ class Result:
         """Give the only row; raise `ProgrammingError` unless there is exactly one."""
         if len(self._rows) != 1:
             raise errors.ProgrammingError(
-                f"one() expects exactly one row, and there are {len(self._rows)}; narrow the statement, or use fetchone()"
+                f"one() expects exactly one row, and there are {len(self._rows)}; narrow the statement, or use "
+                "fetchone()"
             )
         return self._made(self._rows)[0]
 

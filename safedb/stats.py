@@ -75,8 +75,8 @@ class PoolStats:
 class Stats:
     """Show one database's engine at one moment. All handles on one file in one process share it.
 
-    Times are seconds, sizes bytes. ``turns`` counts turns taken, ``commits`` transactions committed, ``group_sizes`` how
-    many writes each group commit acknowledged (size → count), ``retries`` what was run again, by cause (``busy``: another
+    Times are seconds, sizes bytes. ``turns`` counts turns taken, ``commits`` transactions committed, ``group_sizes``
+    how many writes each commit acknowledged (size → count), ``retries`` what was run again, by cause (``busy``: another
     program held SQLite's lock; ``careful``: a group run again with savepoints; ``lost``: a transaction that an error
     ended; ``broken up``: a group that held a member past its time), ``lock_waits`` the waits for other processes'
     turns, ``oldest_snapshot`` the age of the oldest open snapshot or None.

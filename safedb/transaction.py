@@ -89,7 +89,7 @@ class Transaction:
         for callback in self._callbacks:
             try:
                 callback()
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - the others are run all the same
                 first = first or error
         if first is not None:
             first.add_note("safedb: this came from an after_commit callback; the transaction itself is committed")

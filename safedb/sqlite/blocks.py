@@ -69,10 +69,7 @@ class Blocks:
         committing = False
         try:
             block.session.end()
-            if not writer.in_transaction:
-                raise errors.TransactionAborted(
-                    f"an error ended the transaction on {writer.name}; nothing of it was kept"
-                )
+            self._check_open()
             late = time.monotonic() - block.deadline
             committing = True
             writer.commit()
@@ -89,26 +86,42 @@ class Blocks:
         if late > 0:
             self._hooks.emit(Overrun(writer.name, "the body of a transaction block", late))
 
+    def _check_open(self) -> None:
+        if not self._writer.in_transaction:
+            raise errors.TransactionAborted(
+                f"an error ended the transaction on {self._writer.name}; nothing of it was kept"
+            )
+
     def rollback(self, block: Block) -> None:
         """Roll back and give up the turn. Never raises; idempotent."""
         self._abandon(block)
 
     @contextmanager
-    def exclusive(self, deadline: float, policy: ResolvedRetryPolicy) -> Iterator[Writer]:
-        """Lend the writer's connection, outside a transaction, watched until ``deadline``."""
+    def exclusive(
+        self, deadline: float, policy: ResolvedRetryPolicy, *, until: float | None = None
+    ) -> Iterator[Writer]:
+        """Lend the writer's connection, outside a transaction, by ``deadline``; it is watched ``until`` (or that)."""
         job = Exclusive(deadline, policy)
         writer = self._writer
         try:
             self.take(job)
             writer.lock(deadline)
-            writer.watch.enter(RUNNING, deadline)
+            writer.watch.enter(RUNNING, deadline if until is None else until)
             yield writer
         finally:
             self._abandon(job)
 
-    def alone(self, deadline: float, policy: ResolvedRetryPolicy, work: Callable[[Writer], T], *, doing: str) -> T:
-        """Run ``work`` outside a transaction; wait for programs that do not know safedb, and classify what it raises."""
-        with self.exclusive(deadline, policy) as writer:
+    def alone(
+        self,
+        deadline: float,
+        policy: ResolvedRetryPolicy,
+        work: Callable[[Writer], T],
+        *,
+        doing: str,
+        until: float | None = None,
+    ) -> T:
+        """Run ``work`` outside a transaction; wait for programs that do not know safedb, and classify errors."""
+        with self.exclusive(deadline, policy, until=until) as writer:
             try:
                 try:
                     return work(writer)

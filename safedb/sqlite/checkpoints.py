@@ -1,8 +1,8 @@
 """Checkpoints: moving the WAL's content into the database, on the keeper's thread.
 
 ``wal_autocheckpoint`` is off: it would run inside some caller's COMMIT (H37), and without the write lock, which is
-what races on SQLite versions with the WAL-reset bug (H1, H2). Here the writer's own connection checkpoints, in a turn of
-its own and with the side files held, so that a checkpoint and a commit never overlap, in this process or another.
+what races on SQLite versions with the WAL-reset bug (H1, H2). Here the writer's own connection checkpoints, in a turn
+of its own and with the side files held, so that a checkpoint and a commit never overlap, in this process or another.
 
 When: the live frames are not visible from outside (the file keeps its high-water mark), so they are estimated from the
 commits since the last checkpoint and from what that checkpoint answered about the size of the commits before it.
@@ -28,6 +28,7 @@ from safedb.stats import Counters, Hooks, LongSnapshot, SlowCheckpoint
 QUIET = 1.0  # seconds without a commit after which the WAL is emptied
 SLOW = 0.1  # seconds after which an event tells of a checkpoint
 PATIENCE = 0.05  # seconds that the keeper waits for its turn before it looks again
+ENOUGH = 60.0  # seconds that a checkpoint may take: one that is cut short on a slow disk would never be done
 LONG_SNAPSHOT = 5.0  # seconds after which a snapshot that holds up the WAL is told of
 RESTART_WAIT = 3  # milliseconds that a checkpoint waits for readers to leave the WAL, so that it can begin anew
 FIRST_GUESS = 3.0  # frames a commit writes, until a checkpoint has told
@@ -88,7 +89,7 @@ class Checkpoints:
         mode = self._due(commits, now)
         if mode is not None and now >= self._not_before:
             with contextlib.suppress(errors.LockTimeout, errors.QueryCanceled):  # others are at work: look again later
-                self.run(mode, now + PATIENCE)
+                self.run(mode, now + PATIENCE, until=now + ENOUGH)
         return self._pending()
 
     def _pending(self) -> bool:
@@ -111,8 +112,8 @@ class Checkpoints:
             return "TRUNCATE" if size > pages * self._page else "PASSIVE"
         return "PASSIVE" if self._left + (commits - self._moved_at) * self._each >= pages else None
 
-    def run(self, mode: str, deadline: float) -> Answer:
-        """Checkpoint now, in a turn of its own; wait for the turn until ``deadline``."""
+    def run(self, mode: str, deadline: float, *, until: float | None = None) -> Answer:
+        """Checkpoint now, in a turn of its own, that is had by ``deadline`` and given back by ``until`` (or that)."""
         started = [0.0]
 
         def work(writer: Any) -> Answer:
@@ -125,7 +126,7 @@ class Checkpoints:
                 writer.run(f"PRAGMA busy_timeout = {round(BUSY_SLICE * 1000)}", ())
             return answer
 
-        answer = self._blocks.alone(deadline, self._policy, work, doing=f"a checkpoint of {self._path}")
+        answer = self._blocks.alone(deadline, self._policy, work, doing=f"a checkpoint of {self._path}", until=until)
         self._learn(answer, mode, monotonic() - started[0])
         return answer
 

@@ -124,7 +124,7 @@ def as_select(source: str) -> str | None:
     write = returning = None
     for number, token in enumerate(tokens):
         depth += (token.kind == "left") - (token.kind == "right")
-        if depth == 0 and write is None and token.keyword in _WRITES:
+        if depth == 0 and write is None and token.keyword in _WRITES and not _is_call(tokens, number):
             write = number
         if depth == 0 and token.keyword == "RETURNING":
             returning = number
@@ -134,6 +134,11 @@ def as_select(source: str) -> str | None:
         return None
     target = _target(tokens[write + 1 : returning])
     return None if target is None else f"SELECT {_text(tokens[returning + 1 :])} FROM {target}"  # noqa: S608
+
+
+def _is_call(tokens: list[Token], number: int) -> bool:
+    """Tell ``replace(x, 'a', 'b')`` from ``REPLACE INTO``."""
+    return number + 1 < len(tokens) and tokens[number + 1].kind == "left"
 
 
 def _text(tokens: list[Token]) -> str:

@@ -25,8 +25,8 @@ from safedb.sqlite.blocks import Block, Blocks, Exclusive
 from safedb.sqlite.checkpoints import Checkpoints
 from safedb.sqlite.columns import Columns, Decoders
 from safedb.sqlite.connections import Connections, Extras
-from safedb.sqlite.groups import FunctionJob, Groups, StatementJob
 from safedb.sqlite.driver import sqlite3
+from safedb.sqlite.groups import FunctionJob, Groups, StatementJob
 from safedb.sqlite.keeper import Keeper
 from safedb.sqlite.readers import Reader, Readers, WritesAfterAll
 from safedb.sqlite.session import Session, shorten
@@ -385,7 +385,7 @@ class SqliteEngine:
             self.readers.give_back(reader)
 
     def _copy_of_memory(self, deadline: float) -> Reader:
-        """Copy a database in memory: with one connection there is no other way for a state that writers cannot change."""
+        """Copy a database in memory: with one connection, nothing else keeps a state from its writers."""
         copy = self.connections.blank()
         self.blocks.alone(
             deadline,
@@ -467,11 +467,10 @@ class SqliteEngine:
             raise errors.ReentrancyError(
                 f"this thread is inside {what} on {self.name}: a call through db would wait for itself. Use tx"
             )
-        if ident in self.snapping:
-            if reading:
-                raise errors.ReentrancyError(
-                    f"this thread is inside a snapshot of {self.name}: a read through db would see another state. Use snap"
-                )
+        if reading and ident in self.snapping:
+            raise errors.ReentrancyError(
+                f"this thread is inside a snapshot of {self.name}: a read through db would see another state. Use snap"
+            )
 
     def _read_only_error(self, statement: Statement) -> errors.Error:
         return errors.ProgrammingError(

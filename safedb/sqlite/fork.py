@@ -1,9 +1,9 @@
 """Surviving ``os.fork``: nothing of SQLite's is open while the process is copied.
 
 SQLite's locks belong to the process, and its table of them is copied: a *fresh* connection in a child whose parent had
-the file open holds no lock at all, and writes into the void (H34); closing an inherited one destroys the parent's (H30).
-So before a fork every engine is quiesced: its turn is taken, its readers come home, all connections and side files are
-closed; both sides reopen at their next call. Waiting writers and readers of the parent only wait a little longer.
+the file open holds no lock at all, and writes into the void (H34); closing an inherited one destroys the parent's
+(H30). So before a fork every engine is quiesced: its turn is taken, its readers come home, all connections and side
+files are closed; both sides reopen at their next call. Waiting writers and readers of the parent only wait a little longer.
 
 Where that is impossible (the forking thread is inside a transaction or a snapshot, another thread holds a block, or
 does not finish within ``fork_wait``; one is just opening or closing the file), the parent goes on undisturbed and the
@@ -70,8 +70,8 @@ def _after_in_child() -> None:
 
 def _refusal(name: str) -> str:
     return (
-        f"{name} was in use when this process was forked, and SQLite's locks do not survive that: open it in the parent "
-        "only, fork before it is used, or start processes with multiprocessing's 'spawn'"
+        f"{name} was in use when this process was forked, and SQLite's locks do not survive that: open it in the "
+        "parent only, fork before it is used, or start processes with multiprocessing's 'spawn'"
     )
 
 

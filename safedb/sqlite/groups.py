@@ -229,11 +229,12 @@ class Groups:
         return job.value
 
     def too_late(self, job: Job) -> errors.Error:
+        """Make the error for a job whose deadline passed before it had its turn."""
         waited = monotonic() - job.arrived
         if job.state is CROWDED:
             return errors.QueueFull(
-                f"the queue of writers of {self._writer.name} stayed full for {waited:.3f} s; write from fewer threads, "
-                "or raise the timeout or max_waiting"
+                f"the queue of writers of {self._writer.name} stayed full for {waited:.3f} s; write from fewer "
+                "threads, or raise the timeout or max_waiting"
             )
         return errors.LockTimeout(
             f"waited {waited:.3f} s for a turn to write to {self._writer.name}, behind {self.behind(job)}; make "
@@ -304,7 +305,7 @@ class Groups:
         return not job.many and (self._company == 1 or job.alone) and self._turns.waiting == 0
 
     def _run_lone(self, job: StatementJob) -> None:
-        """Run one statement as its own transaction (autocommit): all that BEGIN IMMEDIATE and COMMIT would do for it."""
+        """Run one statement as its own transaction (autocommit): BEGIN IMMEDIATE and COMMIT would do no more for it."""
         writer, watch = self._writer, self._writer.watch
         try:
             writer.lock(job.deadline)
@@ -364,8 +365,8 @@ class Groups:
             self._drive(job, group)
         except _Discarded:
             self._turns.leave(job)
-        except BaseException as interrupt:
-            self._abandon(job, group, interrupt)
+        except BaseException:
+            self._abandon(job, group)
             raise
 
     def _drive(self, job: Job, group: Group) -> None:
@@ -646,14 +647,14 @@ class Groups:
         if in_the_way:
             return self._canceled(job, error)
         return errors.LockTimeout(
-            f"the deadline passed while a write to {self._writer.name} waited for its group's COMMIT; it has no effect. "
-            "Make transactions shorter, or raise the timeout"
+            f"the deadline passed while a write to {self._writer.name} waited for its group's COMMIT; it has no "
+            "effect. Make transactions shorter, or raise the timeout"
         )
 
     def _canceled(self, job: Job, error: BaseException | None) -> errors.Error:
         ours = errors.QueryCanceled(
-            f"{shorten(job.sql) if isinstance(job, StatementJob) else job.kind}: the deadline passed while it ran; it was "
-            "interrupted and has no effect. Make it smaller, or raise the timeout",
+            f"{shorten(job.sql) if isinstance(job, StatementJob) else job.kind}: the deadline passed while it ran; it "
+            "was interrupted and has no effect. Make it smaller, or raise the timeout",
             sqlite_errorname="SQLITE_INTERRUPT",
         )
         ours.__cause__ = error
@@ -664,7 +665,7 @@ class Groups:
             job.forget()
         self._turns.put_back(jobs)
 
-    def _abandon(self, job: Job, group: Group | None, interrupt: BaseException) -> None:
+    def _abandon(self, job: Job, group: Group | None) -> None:
         """Find out from the state what an exception in the driving thread has left, and leave nobody behind."""
         writer = self._writer
         if group is None or self._open is not group:  # not begun, or over
@@ -703,8 +704,7 @@ class Groups:
     def _revoke(self, group: Group, function: FunctionJob) -> None:
         """Take the transaction from a function that is busy in the user's code; the guard is held."""
         watch = self._writer.watch
-        assert group.session is not None
-        group.session.revoked = True
+        cast("Session", group.session).revoked = True
         self._open = None
         self._writer.rollback()
         watch.phase, watch.until = IDLE, math.inf

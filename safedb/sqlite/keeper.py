@@ -80,7 +80,7 @@ class Keeper:
         for chore in self._chores:
             try:
                 busy = chore(monotonic()) or busy
-            except Exception:  # a chore that fails must not take the others with it
+            except Exception:  # noqa: BLE001 - a chore that fails must not take the others with it
                 if not self._closed:
                     logger.exception("%s: a chore failed; it is tried again", self._name)
         return busy

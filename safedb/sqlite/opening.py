@@ -175,8 +175,8 @@ def _agree(engine: SqliteEngine, settings: Settings, extras: Extras) -> None:
     for name, (asked, present) in given.items():
         if asked != present:
             raise errors.ConfigError(
-                f"{engine.name} is open in this process with {name} = {present!r}, and {asked!r} was asked for: handles on "
-                "one file share one writer. Give the same value, or none"
+                f"{engine.name} is open in this process with {name} = {present!r}, and {asked!r} was asked for: "
+                "handles on one file share one writer. Give the same value, or none"
             )
 
 

@@ -23,11 +23,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
 
 from safedb import errors
-from safedb.retry import INTERRUPT, READONLY, classify, code_of, is_busy, run_again
 from safedb.config import ResolvedRetryPolicy
+from safedb.retry import INTERRUPT, READONLY, classify, code_of, is_busy, run_again
 from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.session import shorten
 from safedb.sqlite.writer import DRIVER_ERRORS, Outcome, Values
@@ -136,8 +135,8 @@ class Readers:
             if waiter.reopen:
                 return self._open_or_wait(deadline)
             raise errors.PoolTimeout(
-                f"all {self._most} readers of {self._name} were in use until the deadline; finish snapshots sooner, read "
-                "from fewer threads, or raise max_size in PoolConfig"
+                f"all {self._most} readers of {self._name} were in use until the deadline; finish snapshots sooner, "
+                "read from fewer threads, or raise max_size in PoolConfig"
             )
         return reader
 
@@ -253,7 +252,7 @@ class Readers:
         self._match()
 
     def pause(self, deadline: float) -> bool:
-        """Lend no more readers and close all, waiting for those in use until ``deadline``; return whether all came home."""
+        """Lend no more readers and close all; wait for those in use until ``deadline``; say if all came home."""
         with self._home:
             self._paused = self._attention = True
             self._close_idle()
@@ -288,8 +287,8 @@ def read_error(error: BaseException, sql: str) -> BaseException:
         return WritesAfterAll()
     if code_of(error) == INTERRUPT:
         return errors.QueryCanceled(
-            f"{shorten(sql)}: the deadline passed while it ran, and it was interrupted; read less at once, add an index, "
-            "or raise the timeout",
+            f"{shorten(sql)}: the deadline passed while it ran, and it was interrupted; read less at once, add an "
+            "index, or raise the timeout",
             sqlite_errorname="SQLITE_INTERRUPT",
         )
     return classify(error, doing=shorten(sql))

@@ -82,7 +82,7 @@ class Writer:
     # -- the connection ---------------------------------------------------------------------------------------------
 
     def cursor(self) -> sqlite3.Cursor:
-        """Give the one cursor; open the connection where there is none (at first, after a fork, after a broken disk)."""
+        """Give the one cursor; open the connection where there is none: at first, after a fork or a broken disk."""
         cursor = self._cursor
         if cursor is None:
             self.connection = self._connect()
@@ -95,7 +95,7 @@ class Writer:
         self._cursor = connection.cursor()
 
     def disown(self) -> object:
-        """Let go of the connection without closing it: it is another process's. What is returned must never be closed."""
+        """Let go of the connection without closing it: it is another process's. Never close what is returned."""
         inherited = self.connection, self._cursor
         self.connection = self._cursor = None
         return inherited
@@ -135,8 +135,8 @@ class Writer:
         if not acquired:
             pid = side.holder()
             raise errors.LockTimeout(
-                f"waited {waited:.3f} s for another process{f' (pid {pid})' if pid else ''} that writes to {self.name}; "
-                "see what it does, make its transactions shorter, or raise the timeout"
+                f"waited {waited:.3f} s for another process{f' (pid {pid})' if pid else ''} that writes to "
+                f"{self.name}; see what it does, make its transactions shorter, or raise the timeout"
             )
 
     def unlock(self) -> None:
@@ -169,7 +169,7 @@ class Writer:
         """Try again on the policy's schedule while a program that does not know the side files holds SQLite's lock."""
         started = time.monotonic()
 
-        def note(number: int, pause: float) -> None:
+        def note(number: int, _pause: float) -> None:
             self._counters.retried("busy")
             if number == 1:
                 self._hooks.emit(Retried(self.name, "busy", number, time.monotonic() - started))
@@ -180,9 +180,9 @@ class Writer:
             if not is_busy(error):
                 raise
             raise errors.LockTimeout(
-                f"waited {time.monotonic() - started:.3f} s for the write lock of {self.name}, which a program that does "
-                "not use safedb holds (the sqlite3 shell, a backup tool, a plain connection); end its transaction, or "
-                "raise the timeout",
+                f"waited {time.monotonic() - started:.3f} s for the write lock of {self.name}, which a program that "
+                "does not use safedb holds (the sqlite3 shell, a backup tool, a plain connection); end its transaction, "
+                "or raise the timeout",
                 sqlite_errorname=error.sqlite_errorname,
             ) from error
 

@@ -90,12 +90,11 @@ def test_enough_live_frames_are_moved_by_a_passive_checkpoint(open_db: Connect) 
     db.checkpoint()
     for _ in range(20):
         fill(db, 1)
-    now = time.monotonic()
-    assert points.look(now) is True, "something is there, and not yet enough"
+    assert points.look(time.monotonic()) is True, "something is there, and not yet enough"
     count = db.stats().checkpoints.count
     for _ in range(40):
         fill(db, 1)
-    points.look(now)
+    points.look(time.monotonic())
     assert points._left == 0, "all was moved"
     stats = db.stats()
     assert stats.checkpoints.count == count + 1
@@ -153,7 +152,7 @@ def test_above_the_ceiling_the_wal_is_cut_at_once(open_db: Connect) -> None:
     points.look(now)
     assert db.stats().wal_bytes > 0
     fill(db, 100)
-    points.look(now)
+    points.look(time.monotonic())
     assert db.stats().wal_bytes == 0
 
 
@@ -247,6 +246,29 @@ def test_a_long_snapshot_is_reported_with_its_holder_and_its_age(
     assert len([event for event in heard if isinstance(event, LongSnapshot)]) == 2, "told again, not at each look"
     leave.set()
     holder.result()
+
+
+def test_a_checkpoint_on_a_slow_disk_is_not_cut_short(open_db: Connect) -> None:
+    """One that is interrupted again and again is never done, and the WAL grows without a limit."""
+    db, points = open_db(checkpoint_pages=10)
+    engine = engine_of(db)
+    fill(db, 50)
+    statements: list[str] = []
+
+    def later(statement: str) -> None:
+        if "wal_checkpoint" in statement:
+            statements.append(statement)
+            engine.groups.break_up(time.monotonic() + 5.0)  # the watcher looks, five seconds later
+
+    connection = engine.writer.connection
+    assert connection is not None
+    connection.set_trace_callback(later)
+    count = db.stats().checkpoints.count
+    points.look(time.monotonic())
+    points.look(time.monotonic() + 2 * checkpoints.QUIET)
+    connection.set_trace_callback(None)
+    assert statements
+    assert db.stats().checkpoints.count > count
 
 
 def test_the_keeper_waits_for_nobody_else(open_db: Connect) -> None:
