@@ -18,7 +18,7 @@ class Result:
     such as DDL). Fetching goes on where the last fetch ended; `len` counts all rows, fetched or not.
     """
 
-    __slots__ = ("_description", "_factory", "_next", "_rows", "rowcount")
+    _next = 0  # (a default of the class, and no __slots__: results are made on the fastest path there is)
 
     def __init__(
         self, rows: list[Row], description: Any = None, rowcount: int = -1, factory: RowFactory[Any] = tuple_row
@@ -27,7 +27,6 @@ class Result:
         self._description = description
         self.rowcount = rowcount
         self._factory = factory
-        self._next = 0
 
     @property
     def columns(self) -> tuple[str, ...]:

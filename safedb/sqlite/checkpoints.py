@@ -122,8 +122,10 @@ class Checkpoints:
             if mode == "PASSIVE" and answer.complete and answer.frames >= self._pages_enough:
                 # Let the next commit begin the WAL anew: by itself it would only if no reader were at work right then.
                 writer.run(f"PRAGMA busy_timeout = {RESTART_WAIT}", ())
-                _checkpoint(writer, "RESTART")
-                writer.run(f"PRAGMA busy_timeout = {round(BUSY_SLICE * 1000)}", ())
+                try:
+                    _checkpoint(writer, "RESTART")
+                finally:
+                    writer.run(f"PRAGMA busy_timeout = {round(BUSY_SLICE * 1000)}", ())
             return answer
 
         answer = self._blocks.alone(deadline, self._policy, work, doing=f"a checkpoint of {self._path}", until=until)

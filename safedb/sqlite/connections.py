@@ -70,9 +70,10 @@ class Connections:
 
     def describer(self) -> sqlite3.Connection:
         """Open a read-only connection that may make temporary views; it never reads a table of the user's."""
-        connection = self._connect("ro")
-        connection.execute("PRAGMA temp_store=MEMORY")
-        connection.execute("PRAGMA trusted_schema=OFF")
+        with _classified(f"opening {self._path}"):
+            connection = self._connect("ro")
+            connection.execute("PRAGMA temp_store=MEMORY")
+            connection.execute("PRAGMA trusted_schema=OFF")
         return connection
 
     def schema_copy(self, statements: list[str]) -> sqlite3.Connection:

@@ -48,6 +48,19 @@ LEARNT = 4096  # texts of statements that something is remembered of
 LONGEST_LEARNT = 10_000  # characters of such a text
 
 
+class Read:
+    """Be what is known of a read that was run before: how to bind it, and how to decode its columns."""
+
+    __slots__ = ("bind", "decoders", "sql", "statement", "width")
+
+    def __init__(self, statement: Statement) -> None:
+        self.statement = statement
+        self.bind = statement.bind
+        self.sql = statement.sql
+        self.width = 0  # columns, once it has been run
+        self.decoders: Decoders | None = None
+
+
 class SqliteEngine:
     """Keep one database. Made by `safedb.sqlite.opening`; every method may be called from any thread."""
 
@@ -75,7 +88,7 @@ class SqliteEngine:
         self.snapping: set[int] = set()  # threads inside a snapshot
         self.identity: tuple[int, int] | None = None
         self._forking: Exclusive | None = None  # holds the turn while the process is copied
-        self._reads: dict[str, tuple[Statement, Decoders | None, int]] = {}  # reads that were run before
+        self._reads: dict[str, Read] = {}  # reads that were run before, by their text
         self._changing: set[int] = set()  # threads whose open transaction has changed the schema
         self._learnt: set[str] = set()  # texts that turned out to write
         self._build()
@@ -111,46 +124,72 @@ class SqliteEngine:
     def execute(self, sql: str, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
         """Run one statement in a transaction of its own."""
         read = self._reads.get(sql)
-        if read is None or self.inside or self.snapping:
-            return self._execute(sql, params, timeout, policy)
-        # A read that was here before: what it is, and what its columns need, is known.
-        if self.watcher.asleep:
-            self.watcher.wake()
-        statement, decoders, width = read
-        fetched = self.readers.run(statement.sql, statement.bind(params), timeout, policy)
-        if len(fetched[1]) != width:  # another process has changed the table
-            self._forget_schema()
-            return self.decoded(statement, fetched)
-        if decoders is None:
-            return fetched
-        return decode_rows(fetched[0], decoders), fetched[1], fetched[2]
+        if read is None or self.inside or self.snapping or self.watcher.asleep:
+            read = self._look_up(sql)
+            if read is None:
+                return self._write(parse(sql), params, timeout, policy)
+        values = read.bind(params)
+        # From here on as `Readers.run` would do it, without the price of a call: a point read costs only two of them.
+        readers = self.readers
+        until = monotonic() + timeout
+        try:
+            reader = readers.idle.pop()
+        except IndexError:
+            reader = readers.check_out(until)
+        reader.until = until
+        try:
+            cursor = reader.execute(read.sql, values)
+            rows = cursor.fetchall()
+            description = cursor.description
+        except DRIVER_ERRORS as error:
+            try:
+                rows, description, _ = readers.second_try(reader, read.sql, values, error, policy)
+            except WritesAfterAll:
+                return self._write_after_all(read.statement, params, until, policy)
+        finally:
+            readers.idle.append(reader)
+            if readers.attention:
+                readers.match()
+        if read.decoders is not None or len(description) != read.width:
+            rows = self._typed(read, rows, len(description))
+        return rows, description, len(rows)
 
-    def _execute(self, sql: str, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
+    def _look_up(self, sql: str) -> Read | None:
+        """Say what a read needs, or None for what goes to the writer; refuse what may not be run here and now."""
         statement = parse(sql)
         if self.inside or self.snapping:
             self.refuse_reentry(reading=statement.route is Route.READ)
         if statement.connection_bound:
             raise errors.ProgrammingError(f"{shorten(sql)}: {statement.connection_bound}")
-        if statement.route is Route.READ and self.path is not None and sql not in self._learnt:
-            try:
-                return self._read(statement, params, timeout, policy)
-            except WritesAfterAll:
-                if self.read_only:
-                    raise self._read_only_error(statement) from None
-                self._remember(statement)
-        return self._write(statement, params, timeout, policy)
-
-    def _read(self, statement: Statement, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
+        if statement.route is not Route.READ or self.path is None or sql in self._learnt:
+            return None
         if self.watcher.asleep:
             self.watcher.wake()
-        fetched = self.readers.run(statement.sql, statement.bind(params), timeout, policy)
-        width = len(fetched[1])
-        decoders = self.columns.of(statement, width)
-        if len(self._reads) >= LEARNT:
-            self._reads.clear()
-        if len(statement.source) <= LONGEST_LEARNT:
-            self._reads[statement.source] = statement, decoders, width
-        return fetched if decoders is None else (decode_rows(fetched[0], decoders), *fetched[1:])
+        read = self._reads.get(sql)
+        if read is None:
+            read = Read(statement)
+            if len(self._reads) >= LEARNT:
+                self._reads.clear()
+            if len(sql) <= LONGEST_LEARNT:
+                self._reads[sql] = read
+        return read
+
+    def _typed(self, read: Read, rows: list[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
+        """Decode rows; at first, and when another process has changed the table, find out how."""
+        if read.width != width:
+            if read.width:
+                self._forget_schema()
+            read.decoders, read.width = self.columns.of(read.statement, width), width
+        return rows if read.decoders is None else decode_rows(rows, read.decoders)
+
+    def _write_after_all(
+        self, statement: Statement, params: Any, deadline: float, policy: ResolvedRetryPolicy
+    ) -> Fetched:
+        """Run a statement that looked like a read where it can write, and remember that it does."""
+        if self.read_only:
+            raise self._read_only_error(statement)
+        self._remember(statement)
+        return self._write(statement, params, max(deadline - monotonic(), 0.0), policy)
 
     def _remember(self, statement: Statement) -> None:
         """Remember that a statement which looks like a read writes."""

@@ -3,7 +3,8 @@
 SQLite's locks belong to the process, and its table of them is copied: a *fresh* connection in a child whose parent had
 the file open holds no lock at all, and writes into the void (H34); closing an inherited one destroys the parent's
 (H30). So before a fork every engine is quiesced: its turn is taken, its readers come home, all connections and side
-files are closed; both sides reopen at their next call. Waiting writers and readers of the parent only wait a little longer.
+files are closed; both sides reopen at their next call. Waiting writers and readers of the parent only wait a little
+longer.
 
 Where that is impossible (the forking thread is inside a transaction or a snapshot, another thread holds a block, or
 does not finish within ``fork_wait``; one is just opening or closing the file), the parent goes on undisturbed and the

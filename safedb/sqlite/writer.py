@@ -6,6 +6,7 @@ Whoever has the turn (`turns.py`) calls these methods; nobody else does. The ord
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ RUNNING = "running"  # a statement may be under way: it can be interrupted
 USER = "user code"  # the transaction is open, and its thread is in a function of the user's
 COMMITTING = "committing"  # COMMIT is under way: nobody may disturb it
 
+_WITH = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*WITH\b", re.IGNORECASE | re.DOTALL)
 NO_ROWS: list[tuple[Any, ...]] = []
 # What the driver raises for a statement: its own errors, and Python's for values that it cannot bind.
 DRIVER_ERRORS = (sqlite3.Error, OverflowError, ValueError, MemoryError)
@@ -181,8 +183,8 @@ class Writer:
                 raise
             raise errors.LockTimeout(
                 f"waited {time.monotonic() - started:.3f} s for the write lock of {self.name}, which a program that "
-                "does not use safedb holds (the sqlite3 shell, a backup tool, a plain connection); end its transaction, "
-                "or raise the timeout",
+                "does not use safedb holds (the sqlite3 shell, a backup tool, a plain connection); end its "
+                "transaction, or raise the timeout",
                 sqlite_errorname=error.sqlite_errorname,
             ) from error
 
@@ -191,13 +193,18 @@ class Writer:
         cursor = (self._cursor or self.cursor()).execute(sql, values)
         description = cursor.description
         if description is None:
-            return NO_ROWS, None, cursor.rowcount
+            count = cursor.rowcount
+            if count < 0 and _WITH.match(sql):  # the driver counts only for what begins with INSERT, UPDATE, …
+                count = cursor.execute("SELECT changes()").fetchone()[0]
+            return NO_ROWS, None, count
         rows = cursor.fetchall()
         count = cursor.rowcount
         return rows, description, len(rows) if count < 0 else count
 
     def run_many(self, sql: str, rows: Sequence[Values]) -> Outcome:
         """Run one statement once for each of ``rows``; the count is their sum."""
+        if _WITH.match(sql):  # which the driver does not take for a statement that writes
+            return NO_ROWS, None, sum(max(self.run(sql, row)[2], 0) for row in rows)
         cursor = self.cursor().executemany(sql, rows)
         return NO_ROWS, None, max(cursor.rowcount, 0)
 
