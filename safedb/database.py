@@ -57,6 +57,8 @@ def connect(
         raise errors.ConfigError(f"on_event= takes a callable of one event, not {on_event!r}")
     if not callable(row_factory):
         raise errors.ConfigError(f"row_factory= takes a callable such as safedb.dict_row, not {row_factory!r}")
+    if schema is not None and (isinstance(schema, bytes) or not isinstance(schema, Iterable)):
+        raise errors.ConfigError(f"schema= takes DDL as a str, or several of them, not {schema!r}")
     if settings.target.dialect != "sqlite":
         raise errors.NotSupportedError("PostgreSQL is not supported by this version of safedb; use a sqlite:/// URL")
     from safedb import sqlite  # here and not above: `import safedb` loads no driver and no tenacity

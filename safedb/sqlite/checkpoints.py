@@ -31,6 +31,8 @@ PATIENCE = 0.05  # seconds that the keeper waits for its turn before it looks ag
 ENOUGH = 60.0  # seconds that a checkpoint may take: one that is cut short on a slow disk would never be done
 LONG_SNAPSHOT = 5.0  # seconds after which a snapshot that holds up the WAL is told of
 RESTART_WAIT = 3  # milliseconds that a checkpoint waits for readers to leave the WAL, so that it can begin anew
+FIRST_PAUSE = 0.01
+FRAME_HEADER = 24  # bytes: https://sqlite.org/walformat.html
 FIRST_GUESS = 3.0  # frames a commit writes, until a checkpoint has told
 
 
@@ -63,12 +65,14 @@ class Checkpoints:
         self._hooks = hooks
         self._page = 4096
         self._pages_enough = pragmas.checkpoint_pages
+        self._size = 0  # bytes of the WAL file after the last checkpoint
         self._seen = 0  # commits at the last look
         self._moved_at = 0  # commits at the last checkpoint
         self._left = 0  # frames that the last checkpoint left behind
         self._each = FIRST_GUESS
         self._changed = monotonic()
         self._not_before = 0.0
+        self._pause = 0.0  # seconds until the next try, after one that a reader held up
         self._told: float = 0.0
 
     def wal_bytes(self) -> int:
@@ -110,11 +114,14 @@ class Checkpoints:
             return None
         if now - self._changed > QUIET:
             return "TRUNCATE" if size > pages * self._page else "PASSIVE"
-        return "PASSIVE" if self._left + (commits - self._moved_at) * self._each >= pages else None
+        # A file that grows past its old size tells of frames that the commits before it did not write.
+        grown = (size - self._size) / (self._page + FRAME_HEADER)
+        return "PASSIVE" if self._left + max(grown, (commits - self._moved_at) * self._each) >= pages else None
 
     def run(self, mode: str, deadline: float, *, until: float | None = None) -> Answer:
         """Checkpoint now, in a turn of its own, that is had by ``deadline`` and given back by ``until`` (or that)."""
         started = [0.0]
+        before = self.wal_bytes()
 
         def work(writer: Any) -> Answer:
             started[0] = monotonic()
@@ -129,17 +136,22 @@ class Checkpoints:
             return answer
 
         answer = self._blocks.alone(deadline, self._policy, work, doing=f"a checkpoint of {self._path}", until=until)
-        self._learn(answer, mode, monotonic() - started[0])
+        self._learn(answer, mode, monotonic() - started[0], before)
         return answer
 
-    def _learn(self, answer: Answer, mode: str, seconds: float) -> None:
+    def _learn(self, answer: Answer, mode: str, seconds: float, before: int) -> None:
         commits = self._counters.commits
         since = commits - self._moved_at
-        if since and answer.frames > self._left:
-            self._each = max(1.0, (answer.frames - self._left) / since)
+        # TRUNCATE answers nothing when it is done; then the file's growth since the last time has to do.
+        frames = answer.frames or (before - self._size) // (self._page + FRAME_HEADER)
+        if since and frames > self._left:
+            self._each = max(1.0, (frames - self._left) / since)
+        self._size = self.wal_bytes()
         self._left = 0 if answer.complete else max(answer.frames - answer.moved, 1)
         self._moved_at = commits
-        self._not_before = monotonic() + (0.0 if answer.complete else QUIET)
+        # A reader was in the way. Most are gone at once; for one that stays it is not worth trying often.
+        self._pause = 0.0 if answer.complete else min(max(2 * self._pause, FIRST_PAUSE), QUIET)
+        self._not_before = monotonic() + self._pause
         self._counters.checkpoints.add(seconds)
         if seconds > SLOW or (answer.busy and mode == "TRUNCATE"):
             self._hooks.emit(SlowCheckpoint(self._path, seconds, self.wal_bytes(), answer.busy))

@@ -135,7 +135,8 @@ def _start(engine: SqliteEngine, settings: Settings) -> None:
     deadline = monotonic() + settings.retry.effective().timeout
     try:
         if engine.read_only:
-            engine.readers.give_back(engine.readers.check_out(deadline))
+            session = engine.snapshots.open(engine.readers.check_out(deadline), name=engine.name, max_age=None)
+            engine.readers.give_back(engine.snapshots.close(session))
         else:
             with engine.blocks.exclusive(deadline, engine.policy) as writer:
                 writer.cursor()

@@ -115,9 +115,9 @@ def test_a_misspelt_environment_variable(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_schema_that_is_no_sql(connect: Connect) -> None:
-    for schema in (7, [7], b"CREATE TABLE t (v TEXT)"):
-        with pytest.raises(safedb.Error):
-            connect(schema=schema)
+    for schema in (7, b"CREATE TABLE t (v TEXT)"):
+        refused(lambda schema=schema: connect(schema=schema), safedb.ConfigError, "schema", "str")  # type: ignore[misc]
+    refused(lambda: connect(schema=[7]), safedb.ProgrammingError, "str", "int")
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -169,7 +169,11 @@ def test_a_database_with_two_hard_links(db: safedb.Database, connect: Connect, t
 
 
 AS_NOBODY = """
-import os, sys
+import logging, os, sys, safedb
+logging.disable()
+with safedb.connect("sqlite://") as db:  # imports what it needs, while it may read the interpreter's own files
+    db.execute("SELECT 1")
+os.chdir("/")
 if os.geteuid() == 0:
     os.setgroups([])
     os.setresgid(65534, 65534, 65534)
@@ -188,11 +192,9 @@ except safedb.Error as error:
 
 def open_as_nobody(path: Path, mode: str = "rw") -> str:
     """Open a database in a process without the rights of root, which may write everywhere."""
-    program = "import safedb.sqlite.engine, tenacity\n" + AS_NOBODY + OPEN
-    answer = subprocess.run(
-        [sys.executable, "-c", program, str(path), mode], capture_output=True, text=True, timeout=JOIN
-    )
-    assert answer.stderr == "" or "may not last" in answer.stderr, answer.stderr
+    command = [sys.executable, "-c", AS_NOBODY + OPEN, str(path), mode]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=JOIN)
+    assert answer.stderr == ""
     return answer.stdout
 
 

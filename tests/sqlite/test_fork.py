@@ -132,7 +132,7 @@ def write(db: safedb.Database) -> str:
 
 def test_with_idle_handles_both_sides_go_on(db: safedb.Database, path: Path) -> None:
     """H34: a row committed by such a child was lost, because it held no locks."""
-    assert in_child(lambda: write(db)) == "2 rows"
+    assert in_child(lambda: write(db)) == "'2 rows'"
     assert count(db) == 2
     assert write(db) == "3 rows"
     assert in_child(lambda: (write(db), db.check())) == "('4 rows', [])"
@@ -159,7 +159,7 @@ def test_a_child_holds_real_locks(db: safedb.Database, path: Path) -> None:
     with pytest.raises(stdlib.OperationalError, match="locked"):
         outsider.execute("BEGIN IMMEDIATE")
     os.write(go_write, b"x")
-    assert child.answer() == "committed"
+    assert child.answer() == "'committed'"
     assert outsider.execute("SELECT count(*) FROM t").fetchone() == (2,)
     outsider.close()
     for number in (ready_read, ready_write, go_read, go_write):
