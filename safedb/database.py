@@ -18,7 +18,7 @@ from safedb.result import Result
 from safedb.rows import RowFactory, tuple_row
 from safedb.sql import split
 from safedb.stats import Event, Stats
-from safedb.transaction import Snapshot, Transaction
+from safedb.transaction import Snapshot, Transaction, check_rows
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -116,6 +116,7 @@ class Database:
 
     def executemany(self, sql: str, params_seq: Iterable[Any], *, timeout: float | None = None) -> int:
         """Run one statement for each of ``params_seq``, all or nothing; return the sum of the row counts."""
+        check_rows(params_seq)
         return self._engine.execute_many(sql, params_seq, self._limit(timeout), self._retry)
 
     def executescript(self, sql: str, *, timeout: float | None = None) -> None:

@@ -49,6 +49,7 @@ class Transaction:
         """Run one statement for each of ``params_seq``; return the sum of the row counts."""
         self._check()
         statement = self._engine.many(sql)
+        check_rows(params_seq)
         rows = [statement.bind(params) for params in params_seq]
         return self._run(statement.sql, rows, many=True)[2] if rows else 0
 
@@ -224,4 +225,12 @@ class Snapshot:
             raise errors.DatabaseClosed(f"this snapshot of {self._engine.name} has ended; open another")
 
 
-__all__ = ["Savepoint", "Snapshot", "Transaction", "tuple_row"]
+def check_rows(params_seq: object) -> None:
+    """Refuse what `executemany` cannot take rows of parameters from."""
+    if not isinstance(params_seq, Iterable):
+        raise errors.ProgrammingError(
+            f"executemany takes an iterable of parameters, one for each row, not {type(params_seq).__name__}"
+        )
+
+
+__all__ = ["Savepoint", "Snapshot", "Transaction", "check_rows", "tuple_row"]

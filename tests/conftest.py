@@ -1,7 +1,7 @@
 """Fixtures of all tests: an engine, a fresh database, handles that are closed, threads that are joined.
 
-Contract tests take `db` or `connect` and run once for each engine in `ENGINES`; a second engine is a second entry there.
-Every test has a folder of its own, so none sees what another left.
+Contract tests take `db` or `connect` and run once for each engine in `ENGINES`, where another may be added. Every test
+has a folder of its own, so none sees what another left.
 """
 
 from __future__ import annotations

@@ -128,31 +128,13 @@ class SqliteEngine:
             read = self._look_up(sql)
             if read is None:
                 return self._write(parse(sql), params, timeout, policy)
-        values = read.bind(params)
-        # From here on as `Readers.run` would do it, without the price of a call: a point read costs only two of them.
-        readers = self.readers
-        until = monotonic() + timeout
         try:
-            reader = readers.idle.pop()
-        except IndexError:
-            reader = readers.check_out(until)
-        reader.until = until
-        try:
-            cursor = reader.execute(read.sql, values)
-            rows = cursor.fetchall()
-            description = cursor.description
-        except DRIVER_ERRORS as error:
-            try:
-                rows, description, _ = readers.second_try(reader, read.sql, values, error, policy)
-            except WritesAfterAll:
-                return self._write_after_all(read.statement, params, until, policy)
-        finally:
-            readers.idle.append(reader)
-            if readers.attention:
-                readers.match()
+            rows, description, count = self.readers.run(read.sql, read.bind(params), timeout, policy)
+        except WritesAfterAll:  # refused at once: nothing of the timeout is used up
+            return self._write_after_all(read.statement, params, timeout, policy)
         if read.decoders is not None or len(description) != read.width:
             rows = self._typed(read, rows, len(description))
-        return rows, description, len(rows)
+        return rows, description, count
 
     def _look_up(self, sql: str) -> Read | None:
         """Say what a read needs, or None for what goes to the writer; refuse what may not be run here and now."""
@@ -183,13 +165,13 @@ class SqliteEngine:
         return rows if read.decoders is None else decode_rows(rows, read.decoders)
 
     def _write_after_all(
-        self, statement: Statement, params: Any, deadline: float, policy: ResolvedRetryPolicy
+        self, statement: Statement, params: Any, timeout: float, policy: ResolvedRetryPolicy
     ) -> Fetched:
         """Run a statement that looked like a read where it can write, and remember that it does."""
         if self.read_only:
             raise self._read_only_error(statement)
         self._remember(statement)
-        return self._write(statement, params, max(deadline - monotonic(), 0.0), policy)
+        return self._write(statement, params, timeout, policy)
 
     def _remember(self, statement: Statement) -> None:
         """Remember that a statement which looks like a read writes."""

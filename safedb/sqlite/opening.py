@@ -135,8 +135,11 @@ def _start(engine: SqliteEngine, settings: Settings) -> None:
     deadline = monotonic() + settings.retry.effective().timeout
     try:
         if engine.read_only:
-            session = engine.snapshots.open(engine.readers.check_out(deadline), name=engine.name, max_age=None)
-            engine.readers.give_back(engine.snapshots.close(session))
+            reader = engine.readers.check_out(deadline)
+            try:  # no pragma of a reader's looks into the file: junk shows at the first read
+                engine.snapshots.close(engine.snapshots.open(reader, name=engine.name, max_age=None))
+            finally:
+                engine.readers.give_back(reader)
         else:
             with engine.blocks.exclusive(deadline, engine.policy) as writer:
                 writer.cursor()

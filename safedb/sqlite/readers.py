@@ -11,7 +11,7 @@ readers in use, is guarded so that no reader lies idle while somebody waits::
     idle.append(reader)                     under the mutex: waiters.append(me)
     waiters? → under the mutex: match       under the mutex: match
 
-Whichever comes second sees what the first has done, and `match` gives idle readers to waiters in their order.
+Whichever comes second sees what the first has done, and `_match` gives idle readers to waiters in their order.
 
 A reader lost to an exception between two bytecodes is not counted for long: the pool knows its readers weakly.
 """
@@ -81,7 +81,7 @@ class Readers:
         self._waited = 0
         self._closed = False
         self._paused = False  # nobody is lent a reader, and those that come back are closed
-        self.attention = False  # whether a reader that comes back must not simply lie idle: one look on the fast path
+        self._attention = False  # whether a reader that comes back must not simply lie idle: one look on the fast path
         self._home = threading.Condition(self._mutex)
         self.idle: list[Reader] = []
 
@@ -104,8 +104,8 @@ class Readers:
         if id(reader) not in self._all:  # in a forked child: it is the parent's
             return
         self.idle.append(reader)
-        if self.attention:
-            self.match()
+        if self._attention:
+            self._match()
 
     def _open_or_wait(self, deadline: float) -> Reader:
         waiter = _Waiter()
@@ -118,11 +118,11 @@ class Readers:
             else:
                 self._waited += 1
                 self._waiters.append(waiter)
-                self.attention = True
+                self._attention = True
         if may_open:
             return self._open()
         try:
-            self.match()
+            self._match()
             waiter.signal.acquire(timeout=max(0.0, deadline - monotonic()))
         finally:
             with self._mutex:
@@ -153,7 +153,7 @@ class Readers:
         key, everyone = id(reader), self._all
         everyone[key] = weakref.ref(reader, lambda _: everyone.pop(key, None))
 
-    def match(self) -> None:
+    def _match(self) -> None:
         """Give idle readers to those who wait, or close them where nobody is to have them."""
         with self._mutex:
             if self._closed:
@@ -169,11 +169,30 @@ class Readers:
                 waiter = self._waiters.popleft()
                 waiter.reader = reader
                 waiter.signal.release()
-            self.attention = bool(self._waiters) or self._closed or self._paused
+            self._attention = bool(self._waiters) or self._closed or self._paused
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    def second_try(
+    def run(self, sql: str, values: Values, timeout: float, policy: ResolvedRetryPolicy) -> Outcome:
+        """Run one read to its last row within ``timeout`` seconds, on a reader of its own."""
+        deadline = monotonic() + timeout
+        try:
+            reader = self.idle.pop()
+        except IndexError:
+            reader = self._open_or_wait(deadline)
+        reader.until = deadline
+        try:
+            cursor = reader.execute(sql, values)
+            rows = cursor.fetchall()
+            return rows, cursor.description, len(rows)
+        except DRIVER_ERRORS as error:
+            return self._second_try(reader, sql, values, error, policy)
+        finally:
+            self.idle.append(reader)
+            if self._attention:
+                self._match()
+
+    def _second_try(
         self, reader: Reader, sql: str, values: Values, error: BaseException, policy: ResolvedRetryPolicy
     ) -> Outcome:
         """Run a read again after what another caused: a lock in recovery, an interrupt that was meant for another."""
@@ -230,20 +249,20 @@ class Readers:
 
     def close(self) -> None:
         """Close what is idle now, and each other reader when it comes back. Idempotent."""
-        self._closed = self.attention = True
-        self.match()
+        self._closed = self._attention = True
+        self._match()
 
     def pause(self, deadline: float) -> bool:
         """Lend no more readers and close all; wait for those in use until ``deadline``; say if all came home."""
         with self._home:
-            self._paused = self.attention = True
+            self._paused = self._attention = True
             self._close_idle()
             return self._home.wait_for(lambda: not (self._all or self._opening), max(0.0, deadline - monotonic()))
 
     def resume(self) -> None:
         """Lend readers again."""
         with self._mutex:
-            self._paused, self.attention = False, self._closed
+            self._paused, self._attention = False, self._closed
             while self._waiters:
                 waiter = self._waiters.popleft()
                 waiter.reopen = True

@@ -151,7 +151,7 @@ class Snapshots:
                     raise
                 _pin(reader.connection)  # it was meant for whoever had the reader before
         except DRIVER_ERRORS as error:
-            raise read_error(error, "BEGIN") from error
+            raise read_error(error, f"reading {name}") from error
         session = SnapshotSession(reader, name=name, max_age=max_age)
         self._open.add(session)
         return session

@@ -79,7 +79,7 @@ threading.Event().wait()
 
 
 def test_what_was_acknowledged_survives_a_kill(db: safedb.Database, target: Any) -> None:
-    """The process is killed with -9 in the middle of its writes: every acknowledged one is there, and the file is sound."""
+    """Killed with -9 in the middle of its writes: every acknowledged one is there, and the file is sound."""
     process = subprocess.Popen([sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     with process:

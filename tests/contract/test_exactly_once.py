@@ -41,7 +41,7 @@ def test_a_write_that_raised_is_not_there_and_one_that_returned_is(db: safedb.Da
         won = []
         for number in range(30):
             try:
-                db.execute("INSERT INTO t (id, v) VALUES (?, ?)", (number, f"{worker}"  f"-{number}"))
+                db.execute("INSERT INTO t (id, v) VALUES (?, ?)", (number, f"{worker}-{number}"))
             except safedb.UniqueViolation:
                 continue
             won.append(number)
@@ -112,9 +112,7 @@ FAILURES: dict[str, tuple[type[Exception], Callable[[safedb.Database], Any]]] = 
 
 
 @pytest.mark.parametrize(("error", "fail"), FAILURES.values(), ids=FAILURES.keys())
-def test_all_or_nothing(
-    db: safedb.Database, error: type[Exception], fail: Callable[[safedb.Database], Any]
-) -> None:
+def test_all_or_nothing(db: safedb.Database, error: type[Exception], fail: Callable[[safedb.Database], Any]) -> None:
     db.execute("INSERT INTO t (v) VALUES ('kept')")
     with pytest.raises(error):
         fail(db)

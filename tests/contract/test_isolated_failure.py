@@ -61,7 +61,9 @@ def test_neighbours_in_the_queue_are_untouched(
             if number == place:
                 guilty = line.add(fail, db)
             elif number % 3 == 2:
-                line.add(db.run_transaction, lambda tx, v: tx.execute("INSERT INTO t (v) VALUES (?)", (v,)), f"{number}")
+                line.add(
+                    db.run_transaction, lambda tx, v: tx.execute("INSERT INTO t (v) VALUES (?)", (v,)), f"{number}"
+                )
             else:
                 line.add(db.execute, "INSERT INTO t (v) VALUES (?)", (f"{number}",))
     assert isinstance(guilty.error(), error)

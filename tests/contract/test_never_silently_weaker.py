@@ -109,10 +109,17 @@ def test_safe_settings_are_in_force_without_being_asked_for(db: safedb.Database,
 
 
 def test_given_settings_are_in_force(connect: Connect) -> None:
-    db = connect(pragmas=safedb.Pragmas(synchronous="NORMAL", cache_size=-1234, page_size=8192, recursive_triggers=True))
+    db = connect(
+        pragmas=safedb.Pragmas(synchronous="NORMAL", cache_size=-1234, page_size=8192, recursive_triggers=True)
+    )
     if db.dialect == "sqlite":
         with db.transaction() as tx:
-            for pragma, value in (("synchronous", 1), ("cache_size", -1234), ("page_size", 8192), ("recursive_triggers", 1)):
+            for pragma, value in (
+                ("synchronous", 1),
+                ("cache_size", -1234),
+                ("page_size", 8192),
+                ("recursive_triggers", 1),
+            ):
                 assert tx.execute(f"PRAGMA {pragma}").scalar() == value
 
 
@@ -121,7 +128,7 @@ def test_what_cannot_be_put_in_force_makes_opening_fail(connect: Connect) -> Non
     if db.dialect == "sqlite":
         db.execute("INSERT INTO t VALUES ('x')")
         db.close()
-        with pytest.raises(safedb.ConfigError, match="page_size.*answered"):
+        with pytest.raises(safedb.ConfigError, match=r"page_size.*answered"):
             connect(pragmas=safedb.Pragmas(page_size=16384))
         with pytest.raises(safedb.ConfigError, match="max_page_count"):
             connect(pragmas=safedb.Pragmas(max_page_count=1))
@@ -139,7 +146,7 @@ def test_handles_of_one_file_must_not_contradict_each_other(connect: Connect) ->
         ({"collations": {"c": lambda a, b: 0}}, "collations"),
     ):
         with pytest.raises(safedb.ConfigError, match=named):
-            connect(**options)  # type: ignore[arg-type]
+            connect(**options)
 
 
 def test_what_belongs_to_a_handle_may_differ(connect: Connect) -> None:

@@ -113,7 +113,9 @@ def test_writes_inside_a_snapshot_are_allowed(db: safedb.Database, tmp_path: Pat
         assert snap.execute("SELECT v FROM t").fetchall() == [("before",)]
 
 
-def test_closing_the_last_handle_inside_its_own_transaction_raises_at_once(connect: Connect, db: safedb.Database) -> None:
+def test_closing_the_last_handle_inside_its_own_transaction_raises_at_once(
+    connect: Connect, db: safedb.Database
+) -> None:
     """Closing waits for transactions to end, so this one would wait for itself."""
     with db.transaction() as tx:
         with pytest.raises(safedb.ReentrancyError):
@@ -148,7 +150,9 @@ def test_stats_may_be_asked_anywhere(db: safedb.Database) -> None:
         assert db.stats().oldest_snapshot is not None
 
 
-def test_another_database_may_be_used_inside_a_transaction(db: safedb.Database, connect: Connect, tmp_path: Path) -> None:
+def test_another_database_may_be_used_inside_a_transaction(
+    db: safedb.Database, connect: Connect, tmp_path: Path
+) -> None:
     if db.dialect != "sqlite":
         pytest.skip("one server holds both")
     other = connect(tmp_path / "other.db", schema="CREATE TABLE t (v TEXT)")

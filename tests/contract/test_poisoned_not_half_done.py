@@ -1,5 +1,7 @@
 """Poisoned, not half done: after an error a transaction accepts nothing more until it is rolled back, as a whole."""
 
+# What raises here is a block, with what came before in it.
+# ruff: noqa: PT012
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -121,7 +123,7 @@ REFUSED: dict[str, tuple[type[safedb.Error], Callable[[safedb.Database, safedb.T
         lambda db, tx: tx.executemany("INSERT INTO t (v) VALUES (?)", [("new",), ("\0",)]),
     ),
     "executemany of a SELECT": (safedb.ProgrammingError, lambda db, tx: tx.executemany("SELECT ?", [(1,)])),
-    "no callable": (safedb.InterfaceError, lambda db, tx: tx.after_commit("print")),
+    "no callable": (safedb.InterfaceError, lambda db, tx: tx.after_commit("print")),  # type: ignore[arg-type]
 }
 
 
@@ -264,7 +266,12 @@ def test_a_snapshot_ends_with_an_error_but_has_nothing_to_lose(db: safedb.Databa
 
 @pytest.mark.parametrize(
     "sql",
-    ["INSERT INTO t (v) VALUES ('x')", "DELETE FROM t", "CREATE TABLE u (a INTEGER)", "WITH a AS (SELECT 1) DELETE FROM t"],
+    [
+        "INSERT INTO t (v) VALUES ('x')",
+        "DELETE FROM t",
+        "CREATE TABLE u (a INTEGER)",
+        "WITH a AS (SELECT 1) DELETE FROM t",
+    ],
 )
 def test_a_refused_write_does_not_poison_a_snapshot(db: safedb.Database, sql: str) -> None:
     with db.snapshot() as snap:

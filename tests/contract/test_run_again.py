@@ -1,5 +1,7 @@
 """run_transaction, transactional and after_commit: what may run twice, what runs once."""
 
+# What raises here is a block, with what came before in it.
+# ruff: noqa: PT012
 from __future__ import annotations
 
 import inspect

@@ -155,7 +155,9 @@ def test_iterate_gives_every_row_once_in_batches_while_writes_go_on(db: safedb.D
     db.executemany("INSERT INTO t (id, v) VALUES (?, ?)", [(number, f"{number}") for number in range(500)])
     with db.snapshot() as snap:
         seen = []
-        for position, row in enumerate(snap.iterate("SELECT id FROM t WHERE id >= :low ORDER BY id", {"low": 0}, batch=7)):
+        for position, row in enumerate(
+            snap.iterate("SELECT id FROM t WHERE id >= :low ORDER BY id", {"low": 0}, batch=7)
+        ):
             seen.append(row[0])
             if position % 100 == 0:
                 crew(db.execute, "DELETE FROM t WHERE id = ?", (499 - position,)).result()
@@ -218,7 +220,9 @@ def test_a_reader_never_sees_part_of_a_transaction(db: safedb.Database, crew: Cr
     assert {count % 10 for count in watcher.result()} <= {0}
 
 
-def test_a_backup_is_one_state_while_writes_go_on(db: safedb.Database, connect: Connect, crew: Crew, tmp_path: object) -> None:
+def test_a_backup_is_one_state_while_writes_go_on(
+    db: safedb.Database, connect: Connect, crew: Crew, tmp_path: object
+) -> None:
     if db.dialect != "sqlite":
         with pytest.raises(safedb.NotSupportedError, match="pg_dump"):
             db.backup("copy.db")

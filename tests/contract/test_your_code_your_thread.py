@@ -110,7 +110,12 @@ def test_rows_are_made_in_their_callers_thread(connect: Connect, crew: Crew) -> 
     def factory(columns: tuple[str, ...]) -> Callable[[tuple[Any, ...]], Any]:
         threads.append(True)
         seen.note()
-        return lambda row: (seen.note(), row)[1]
+
+        def make(row: tuple[Any, ...]) -> Any:
+            seen.note()
+            return row
+
+        return make
 
     db = connect(schema="CREATE TABLE t (v TEXT)", row_factory=factory)
     with line_behind_a_block(db, crew) as line:

@@ -7,6 +7,7 @@ others waiting. How large the groups were is told by ``stats().group_sizes``.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -155,7 +156,13 @@ def test_a_group_is_bounded_in_time(connect: Connect, crew: Crew, gate: Gate) ->
     with line_behind_a_block(db, crew) as line:
         first = line.add(db.execute, "INSERT INTO t (v) SELECT gate('slow')")
         queue(line, db, 3)
-        crew(lambda: (gate.wait_until_reached(), threading.Event().wait(0.05), gate.open()))
+
+        def open_late() -> None:
+            gate.wait_until_reached()
+            time.sleep(0.05)  # longer than the bound
+            gate.open()
+
+        crew(open_late)
     assert first.result().rowcount == 1
     found = new_sizes(db, before)
     assert found.get(1) == 1, found
@@ -328,7 +335,7 @@ SPOILERS: list[tuple[Callable[[safedb.Database], Any], type[safedb.Error]]] = [
 def test_who_spoils_the_whole_transaction_alone_gets_the_error(
     patient: safedb.Database, crew: Crew, spoil: Callable[[safedb.Database], Any], error: type[safedb.Error], place: int
 ) -> None:
-    """Deferred keys are checked at COMMIT only; RAISE(ROLLBACK) and OR ROLLBACK end everybody's transaction (H46d, e)."""
+    """Deferred keys are checked at COMMIT only; RAISE(ROLLBACK) and OR ROLLBACK end the transaction (H46d, e)."""
     good: list[Worker] = []
     with line_behind_a_block(patient, crew) as line:
         for number in range(6):
@@ -484,9 +491,7 @@ def test_a_function_that_swallows_everything_is_run_again_all_the_same(
     assert values(db) == ["0", "1", "stubborn"]
 
 
-def test_a_function_that_never_calls_tx_is_run_again_at_its_end(
-    db: safedb.Database, crew: Crew
-) -> None:
+def test_a_function_that_never_calls_tx_is_run_again_at_its_end(db: safedb.Database, crew: Crew) -> None:
     awake = threading.Event()
     runs: list[int] = []
 
@@ -519,7 +524,7 @@ def test_a_function_whose_deadline_passes_while_it_sleeps_is_given_up(db: safedb
         good = queue(line, db, 2)
         sleeper = line.add(db.run_transaction, sleepy, timeout=0.5)
     assert [member.result().rowcount for member in good] == [1, 1]
-    threading.Event().wait(0.6)
+    time.sleep(0.6)  # past its deadline
     awake.set()
     assert isinstance(sleeper.error(), safedb.LockTimeout | safedb.QueryCanceled)
     assert values(db) == ["0", "1"]

@@ -1,0 +1,134 @@
+"""How it is measured: pairs of batches in turn, and races of many threads for a fixed time.
+
+The machine's pace changes from second to second (other programs, its clock, its disk). So no two figures are compared
+that were not taken one right after the other: a ratio is that of a pair, and what is reported is the median of many.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from benchmarks.rivals import Rival
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Be the smallest, the middle and the largest of several values."""
+
+    low: float
+    middle: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Sum up ``values``."""
+        return cls(min(values), median(values), max(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Be two works done in turn: seconds for each call of both, and the ratio of each pair (second to first)."""
+
+    first: Spread
+    second: Spread
+    ratio: Spread
+
+
+def paired(
+    first: Callable[[], object], second: Callable[[], object], *, calls: int, rounds: int, part: float = 0.02
+) -> Paired:
+    """Do batches of ``calls`` calls in turn, A B B A A B …, so that neither has the better place.
+
+    Of the ratios the ``part`` at either end is left out of the spread: single batches that the system stopped.
+    """
+    times: tuple[list[float], list[float]] = ([], [])
+    for work in (first, second):
+        _batch(work, calls)  # caches, prepared statements, the first pages of the WAL
+    for number in range(rounds):
+        order = (0, 1) if number % 2 else (1, 0)
+        for which in order:
+            times[which].append(_batch((first, second)[which], calls))
+    ratios = sorted(b / a for a, b in zip(*times, strict=True))
+    cut = int(len(ratios) * part)
+    return Paired(Spread.of(times[0]), Spread.of(times[1]), Spread.of(ratios[cut : len(ratios) - cut]))
+
+
+def _batch(work: Callable[[], object], calls: int) -> float:
+    started = time.perf_counter()
+    for _ in range(calls):
+        work()
+    return (time.perf_counter() - started) / calls
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """Be what many threads did in a fixed time. Times are seconds; ``rate`` is acknowledged writes a second."""
+
+    rate: float
+    p50: float
+    p99: float
+    p999: float
+    longest: float
+    fairness: float
+    failed: int
+
+
+def race(rival: Rival, *, threads: int, seconds: float) -> Race:
+    """Let ``threads`` threads write as fast as they can for ``seconds``; a write that was begun is finished."""
+    barrier = threading.Barrier(threads + 1)
+    waits: list[list[float]] = [[] for _ in range(threads)]
+    failed_before = rival.failed
+    over = threading.Event()
+    lanes = [
+        threading.Thread(target=_lane, args=(rival, number, barrier, waits[number], over), name=f"lane-{number}")
+        for number in range(threads)
+    ]
+    for lane in lanes:
+        lane.start()
+    barrier.wait()
+    started = time.perf_counter()
+    time.sleep(seconds)
+    counts = [len(wait) for wait in waits]
+    elapsed = time.perf_counter() - started
+    over.set()
+    for lane in lanes:
+        lane.join()
+    for number, wait in enumerate(waits):
+        rival.acknowledged[number] += len(wait)
+    ordered = sorted(wait for lane_waits in waits for wait in lane_waits)
+    return Race(
+        rate=sum(counts) / elapsed,
+        p50=ordered[len(ordered) // 2],
+        p99=ordered[int(len(ordered) * 0.99)],
+        p999=ordered[int(len(ordered) * 0.999)],
+        longest=ordered[-1],
+        fairness=jain(counts),
+        failed=rival.failed - failed_before,
+    )
+
+
+def _lane(rival: Rival, number: int, barrier: threading.Barrier, waits: list[float], over: threading.Event) -> None:
+    write = rival.writer()
+    clock, is_over, first = time.perf_counter, over.is_set, rival.acknowledged[number]
+    barrier.wait()
+    try:
+        while not is_over():
+            started = clock()
+            try:
+                write(number, first + len(waits))
+            except Exception:
+                rival.failed += 1  # (a lost update of this count would be no harm: any failure is reported)
+                continue
+            waits.append(clock() - started)
+    finally:
+        rival.rest()
+
+
+def jain(shares: Sequence[float]) -> float:
+    """Give Jain's fairness index: 1.0 is equal shares, 1/n is one that has it all (https://arxiv.org/abs/cs/9809099)."""
+    squares = sum(share * share for share in shares)
+    return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0

@@ -1,0 +1,572 @@
+"""What a failed COMMIT means is told exactly, another program's lock is waited for, and a broken connection is replaced."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3 as stdlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import Crew, Gate, wait_until
+
+import safedb
+from safedb import errors
+from safedb.sqlite.engine import SqliteEngine
+from safedb.sqlite.writer import Writer
+from safedb.stats import Counters, Event, Hooks, Overrun, Retried
+
+GENEROUS = safedb.RetryPolicy(timeout=60.0)
+SCHEMA = """
+CREATE TABLE parent(id INTEGER PRIMARY KEY);
+CREATE TABLE child(id INTEGER PRIMARY KEY, parent REFERENCES parent DEFERRABLE INITIALLY DEFERRED);
+CREATE TABLE t(x UNIQUE);
+"""
+
+
+@pytest.fixture
+def crew() -> Iterator[Crew]:
+    crew = Crew()
+    yield crew
+    crew.finish()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open()
+
+
+@pytest.fixture
+def heard() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "app.db"
+
+
+@pytest.fixture
+def db(path: Path, heard: list[Event], gate: Gate) -> Iterator[safedb.Database]:
+    with safedb.connect(
+        path, schema=SCHEMA, retry=GENEROUS, on_event=heard.append, functions={"gate": gate}
+    ) as db:
+        yield db
+
+
+@pytest.fixture
+def outsider(path: Path, db: safedb.Database) -> Iterator[stdlib.Connection]:
+    """A program that does not use safedb."""
+    connection = stdlib.connect(path, isolation_level=None, timeout=0, check_same_thread=False)
+    yield connection
+    connection.close()
+
+
+def engine_of(db: safedb.Database) -> SqliteEngine:
+    engine: Any = db._engine
+    assert isinstance(engine, SqliteEngine)
+    return engine
+
+
+def block(db: safedb.Database, *statements: str) -> None:
+    with db.transaction() as tx:
+        for statement in statements:
+            tx.execute(statement)
+
+
+WAYS: dict[str, Callable[[safedb.Database, str], Any]] = {
+    "a statement": lambda db, sql: db.execute(sql),
+    "a block": block,
+    "a function": lambda db, sql: db.run_transaction(lambda tx: tx.execute(sql).rowcount),
+    "many": lambda db, sql: db.executemany(sql, [()]),
+    "a script": lambda db, sql: db.executescript(sql),
+}
+
+
+# -- COMMIT fails -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_deferred_reference_that_is_broken_at_commit_keeps_nothing(db: safedb.Database, way: str) -> None:
+    """H46e: the COMMIT fails and leaves the transaction open."""
+    with pytest.raises(errors.ForeignKeyViolation) as caught:
+        WAYS[way](db, "INSERT INTO child VALUES (1, 77)")
+    assert isinstance(caught.value.__cause__, stdlib.IntegrityError)
+    assert db.execute("SELECT count(*) FROM child").scalar() == 0
+    assert not engine_of(db).writer.in_transaction
+    db.execute("INSERT INTO t VALUES (1)", timeout=5.0)
+
+
+def test_a_deferred_reference_that_is_mended_before_commit_is_kept(db: safedb.Database) -> None:
+    block(db, "INSERT INTO child VALUES (1, 77)", "INSERT INTO parent VALUES (77)")
+    assert db.execute("SELECT parent FROM child").scalar() == 77
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_full_database_is_told_and_nothing_is_half_done(path: Path, way: str) -> None:
+    with safedb.connect(
+        path, schema="CREATE TABLE t(x)", pragmas=safedb.Pragmas(max_page_count=20), retry=GENEROUS
+    ) as db:
+        with pytest.raises(errors.DatabaseFull, match="max_page_count") as caught:
+            WAYS[way](db, "INSERT INTO t SELECT zeroblob(200000)")
+        assert caught.value.sqlite_errorname == "SQLITE_FULL"
+        db.execute("INSERT INTO t VALUES (1)")
+        assert db.execute("SELECT x FROM t").fetchall() == [(1,)]
+        assert db.check() == []
+
+
+def run_child(code: str, *arguments: str, **environ: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(Path(safedb.__file__).parents[1]), **environ},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")[:-1]
+
+
+CALLS = """
+def call(way, sql):
+    if way == "a statement":
+        db.execute(sql)
+    elif way == "a block":
+        with db.transaction() as tx:
+            tx.execute(sql)
+    else:
+        db.run_transaction(lambda tx: tx.execute(sql).rowcount)
+"""
+
+TOO_LARGE = (
+    """
+import resource, signal, sys, safedb
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+db = safedb.connect("sqlite:///" + sys.argv[1], schema="CREATE TABLE t(x)")
+db.execute("INSERT INTO t VALUES (1)")
+"""
+    + CALLS
+    + """
+size = db.stats().wal_bytes
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 2000, hard))
+try:
+    call(sys.argv[2], "INSERT INTO t VALUES (zeroblob(50000))")
+except safedb.Error as error:
+    print(type(error).__name__, error.sqlite_errorname)
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+db.execute("INSERT INTO t VALUES (2)")
+print(db.execute("SELECT sum(length(x)) FROM t").scalar(), db.check())
+db.close()
+"""
+)
+
+
+@pytest.mark.parametrize("way", ["a statement", "a block", "a function"])
+def test_a_commit_that_could_not_be_written_is_not_committed(path: Path, way: str) -> None:
+    """H14: no room for the frames (here: a limit on the file's size) means not committed, for certain."""
+    assert run_child(TOO_LARGE, str(path), way) == ["OperationalError SQLITE_IOERR_WRITE", "2 []"]
+
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+static int broken(void) { const char *flag = getenv("SAFEDB_TEST_BROKEN"); return flag && access(flag, F_OK) == 0; }
+int fsync(int number) {
+    static int (*real)(int); if (!real) real = dlsym(RTLD_NEXT, "fsync");
+    if (broken()) { errno = EIO; return -1; } return real(number);
+}
+int fdatasync(int number) {
+    static int (*real)(int); if (!real) real = dlsym(RTLD_NEXT, "fdatasync");
+    if (broken()) { errno = EIO; return -1; } return real(number);
+}
+"""
+
+BROKEN_SYNC = (
+    """
+import os, sys, threading, pathlib, safedb
+flag = pathlib.Path(os.environ["SAFEDB_TEST_BROKEN"])
+db = safedb.connect("sqlite:///" + sys.argv[1], schema="CREATE TABLE t(x)")
+db.execute("INSERT INTO t VALUES (1)")
+writer = db._engine.writer
+before = writer.connection
+"""
+    + CALLS
+    + """
+if sys.argv[2] == "a group":
+    outcomes, waiting = [], []
+    def write(number):
+        try:
+            db.execute("INSERT INTO t VALUES (?)", (number,))
+            outcomes.append("committed")
+        except safedb.Error as error:
+            outcomes.append(type(error).__name__)
+    with db.transaction():
+        for number in range(4):
+            thread = threading.Thread(target=write, args=(number,))
+            thread.start()
+            waiting.append(thread)
+        while db.stats().queue_depth < 4:
+            pass
+        flag.touch()  # this block has written nothing, so its COMMIT syncs nothing
+    for thread in waiting:
+        thread.join()
+    print(len(outcomes), sorted(set(outcomes)))
+else:
+    flag.touch()
+    try:
+        call(sys.argv[2], "INSERT INTO t VALUES (2)")
+    except safedb.Error as error:
+        print(type(error).__name__, error.sqlite_errorname, error.retryable)
+flag.unlink()
+print(writer.connection is before, db.stats().retries)
+db.execute("INSERT INTO t VALUES (3)")
+print(writer.connection is before, db.execute("SELECT count(*) FROM t WHERE x = 3").scalar(), db.check())
+db.close()
+"""
+)
+
+
+@pytest.fixture(scope="session")
+def broken_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that makes fsync fail while a file is there: no disk fails on demand."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs a C compiler and LD_PRELOAD")
+    folder = tmp_path_factory.mktemp("shim")
+    (folder / "shim.c").write_text(SHIM)
+    library = folder / "shim.so"
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", str(library), str(folder / "shim.c"), "-ldl"], check=True, timeout=60
+    )
+    return library
+
+
+@pytest.mark.parametrize("way", ["a statement", "a block", "a function"])
+def test_after_a_failed_fsync_nobody_can_know_and_the_connection_is_replaced(
+    path: Path, tmp_path: Path, broken_disk: Path, way: str
+) -> None:
+    """H14: the row may be found after a crash, so it is neither a success nor a failure, and nothing is run again."""
+    lines = run_child(
+        BROKEN_SYNC, str(path), way, LD_PRELOAD=str(broken_disk), SAFEDB_TEST_BROKEN=str(tmp_path / "broken")
+    )
+    assert lines == ["CommitUnknownError SQLITE_IOERR_FSYNC False", "False {}", "False 1 []"]
+
+
+def test_after_a_failed_fsync_no_member_of_the_group_is_told_more_than_is_known(
+    path: Path, tmp_path: Path, broken_disk: Path
+) -> None:
+    lines = run_child(
+        BROKEN_SYNC, str(path), "a group", LD_PRELOAD=str(broken_disk), SAFEDB_TEST_BROKEN=str(tmp_path / "broken")
+    )
+    assert lines == ["4 ['CommitUnknownError']", "False {}", "False 1 []"]
+
+
+# -- another program --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_another_programs_transaction_is_waited_for(
+    db: safedb.Database, outsider: stdlib.Connection, crew: Crew, way: str, heard: list[Event]
+) -> None:
+    """H9, H17: SQLite's own waiting starves; ours is retried in short slices, and counted."""
+    outsider.execute("BEGIN IMMEDIATE")
+    waiting = crew(WAYS[way], db, "INSERT INTO t VALUES (5)")
+    wait_until(lambda: db.stats().retries.get("busy", 0) >= 2, "two retries")
+    outsider.execute("INSERT INTO t VALUES (4)")
+    outsider.execute("COMMIT")
+    waiting.result()
+    assert db.execute("SELECT x FROM t ORDER BY x").fetchall() == [(4,), (5,)]
+    told = [event for event in heard if isinstance(event, Retried)]
+    assert [(event.cause, event.attempt) for event in told] == [("busy", 1)], "told once for each wait"
+
+
+@pytest.mark.parametrize("sql", ["PRAGMA user_version = 7", "VACUUM", "CREATE TABLE more(x)"])
+def test_exclusive_work_waits_for_another_program_too(
+    db: safedb.Database, outsider: stdlib.Connection, crew: Crew, sql: str
+) -> None:
+    outsider.execute("BEGIN IMMEDIATE")
+    waiting = crew(db.execute, sql)
+    wait_until(lambda: db.stats().retries.get("busy", 0) >= 1, "a retry")
+    outsider.execute("COMMIT")
+    waiting.result()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_at_the_deadline_the_error_names_what_was_waited_for(
+    db: safedb.Database, outsider: stdlib.Connection, way: str
+) -> None:
+    outsider.execute("BEGIN IMMEDIATE")
+    short = safedb.connect(Path(engine_of(db).name), retry=safedb.RetryPolicy(timeout=0.15))
+    started = time.monotonic()
+    with pytest.raises(errors.LockTimeout, match=r"waited \d.* does not use safedb .* raise the timeout") as caught:
+        WAYS[way](short, "INSERT INTO t VALUES (5)")
+    assert 0.1 < time.monotonic() - started < 10.0
+    assert caught.value.retryable
+    assert caught.value.sqlite_errorname == "SQLITE_BUSY"
+    assert isinstance(caught.value.__cause__, stdlib.OperationalError)
+    outsider.execute("ROLLBACK")
+    short.execute("INSERT INTO t VALUES (5)", timeout=30.0)
+    short.close()
+    assert db.stats().writes >= 1
+
+
+def test_another_process_that_holds_the_turn_is_named(db: safedb.Database, path: Path) -> None:
+    code = (
+        "import safedb, sys\n"
+        "db = safedb.connect('sqlite:///' + sys.argv[1])\n"
+        "with db.transaction():\n    print('inside', flush=True); sys.stdin.readline()\n"
+        "db.close()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(safedb.__file__).parents[1])},
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "inside\n"
+    with pytest.raises(errors.LockTimeout, match=rf"another process \(pid {holder.pid}\)"):
+        db.execute("INSERT INTO t VALUES (1)", timeout=0.1)
+    holder.communicate("go\n", timeout=30)
+    db.execute("INSERT INTO t VALUES (1)")
+    assert db.stats().lock_waits.count >= 1
+
+
+# -- blocks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_waiter_behind_a_block_is_told_whose_it_is(db: safedb.Database, crew: Crew) -> None:
+    with db.transaction():
+        error = crew(db.execute, "INSERT INTO t VALUES (1)", timeout=0.05).error()
+        other = crew(lambda: block_with_timeout(db)).error()
+    assert isinstance(error, errors.LockTimeout)
+    assert f"a transaction block of thread {threading.current_thread().name!r}" in str(error)
+    assert isinstance(other, errors.LockTimeout)
+
+
+def block_with_timeout(db: safedb.Database) -> None:
+    with db.transaction(timeout=0.05):
+        pass
+
+
+def test_a_body_that_is_late_is_reported_and_still_committed(db: safedb.Database, heard: list[Event]) -> None:
+    passed = threading.Event()
+    with db.transaction(timeout=0.1) as tx:
+        tx.execute("INSERT INTO t VALUES (1)")
+        passed.wait(0.15)
+    assert db.execute("SELECT count(*) FROM t").scalar() == 1
+    assert any(isinstance(event, Overrun) and event.what == "the body of a transaction block" for event in heard)
+
+
+def test_a_statement_after_the_deadline_of_its_block_is_interrupted(
+    db: safedb.Database, gate: Gate, crew: Crew
+) -> None:
+    def work() -> None:
+        with db.transaction(timeout=0.1) as tx:
+            tx.execute("INSERT INTO t SELECT gate(value) FROM json_each('[1,2,3]')")
+
+    working = crew(work)
+    gate.wait_until_reached()
+    watch = engine_of(db).writer.watch
+    wait_until(lambda: watch.until < time.monotonic())
+    engine_of(db).groups.break_up(time.monotonic())
+    gate.open()
+    assert isinstance(working.error(), errors.QueryCanceled)
+    assert db.execute("SELECT count(*) FROM t").scalar() == 0
+
+
+@pytest.mark.parametrize("how", ["INSERT OR ROLLBACK INTO t VALUES (1)", "DELETE FROM t"])
+def test_a_statement_that_ends_the_whole_transaction_leaves_nothing_of_it(db: safedb.Database, how: str) -> None:
+    """H46d: the next statement would be committed alone."""
+    db.execute("INSERT INTO t VALUES (1)")
+    db.executescript("CREATE TRIGGER no BEFORE DELETE ON t BEGIN SELECT RAISE(ROLLBACK, 'no'); END")
+    with pytest.raises(errors.TransactionAborted), db.transaction() as tx:
+        tx.execute("INSERT INTO t VALUES (2)")
+        with pytest.raises(errors.IntegrityError):
+            tx.execute(how)
+        with pytest.raises(errors.TransactionAborted):
+            tx.execute("INSERT INTO t VALUES (3)")
+    with pytest.raises(errors.IntegrityError), db.transaction() as tx:
+        tx.execute("INSERT INTO t VALUES (2)")
+        with tx.savepoint():
+            tx.execute(how)
+    assert db.execute("SELECT x FROM t").fetchall() == [(1,)]
+
+
+def test_savepoints_keep_and_undo_and_nest(db: safedb.Database) -> None:
+    """H46a: ROLLBACK TO keeps the savepoint, and a reused name nests."""
+    with db.transaction() as tx:
+        with tx.savepoint():
+            tx.execute("INSERT INTO t VALUES (1)")
+            with pytest.raises(ZeroDivisionError), tx.savepoint():
+                tx.execute("INSERT INTO t VALUES (2)")
+                raise ZeroDivisionError
+        with pytest.raises(errors.UniqueViolation), tx.savepoint():
+            tx.execute("INSERT INTO t VALUES (1)")
+        tx.execute("INSERT INTO t VALUES (3)")
+    assert db.execute("SELECT x FROM t").fetchall() == [(1,), (3,)]
+
+
+def test_a_rollback_to_after_the_transaction_is_lost_does_nothing(db: safedb.Database) -> None:
+    engine = engine_of(db)
+    held = engine.begin(30.0, engine.policy)
+    held.session.run("INSERT INTO t VALUES (1)", ())
+    engine.writer.rollback()  # as SQLite does by itself
+    held.session.rollback_to("anything")
+    with pytest.raises(errors.TransactionAborted, match="nothing of it was kept"):
+        engine.commit(held)
+    engine.rollback(held)
+    assert db.execute("SELECT count(*) FROM t").scalar() == 0
+
+
+def test_an_interrupt_after_commit_says_that_it_is_committed(db: safedb.Database) -> None:
+    """A KeyboardInterrupt between COMMIT's return and the end of the block: no signal can be timed so."""
+
+    class Interrupting(Counters):
+        def committed(self, writes: int) -> None:
+            raise KeyboardInterrupt
+
+    engine = engine_of(db)
+    real, engine.blocks._counters = engine.blocks._counters, Interrupting()
+    with pytest.raises(KeyboardInterrupt) as caught, db.transaction() as tx:
+        tx.execute("INSERT INTO t VALUES (1)")
+    assert any("is committed" in note for note in caught.value.__notes__)
+    engine.blocks._counters = real
+    assert db.execute("SELECT count(*) FROM t").scalar() == 1
+    db.execute("INSERT INTO t VALUES (2)", timeout=5.0)
+
+
+def test_exclusive_work_that_fails_is_classified(db: safedb.Database) -> None:
+    for sql, cls in (
+        ("PRAGMA nonsense(", errors.ProgrammingError),
+        ("ATTACH 'x' AS y", errors.ProgrammingError),
+        ("REINDEX nothing", errors.ProgrammingError),
+        ("CREATE TABLE t(x)", errors.ProgrammingError),
+    ):
+        with pytest.raises(cls):
+            db.execute(sql)
+    db.execute("INSERT INTO t VALUES (1)", timeout=5.0)
+
+
+def test_exclusive_work_past_its_deadline_is_interrupted(db: safedb.Database, gate: Gate, crew: Crew) -> None:
+    working = crew(db.execute, "CREATE TABLE u AS SELECT gate(value) FROM json_each('[1,2,3]')", timeout=0.1)
+    gate.wait_until_reached()
+    watch = engine_of(db).writer.watch
+    wait_until(lambda: watch.until < time.monotonic())
+    engine_of(db).groups.break_up(time.monotonic())
+    gate.open()
+    assert isinstance(working.error(), errors.QueryCanceled)
+    with pytest.raises(errors.ProgrammingError, match="no such table"):
+        db.execute("SELECT * FROM u")
+
+
+# -- the writer alone -------------------------------------------------------------------------------------------------
+
+
+class Breaking(stdlib.Connection):
+    """A connection whose ROLLBACK, BEGIN or close fails: a sound disk and sound memory give none of these."""
+
+    failing: frozenset[str] = frozenset()
+
+    def cursor(self, *_: Any, **__: Any) -> Any:
+        return BreakingCursor(self)
+
+    def close(self) -> None:
+        if "close" in self.failing:
+            raise stdlib.OperationalError("unable to close")
+        super().close()
+
+
+class BreakingCursor(stdlib.Cursor):
+    def execute(self, sql: str, *values: Any) -> Any:
+        connection: Any = self.connection
+        if sql.split()[0] in connection.failing:
+            raise stdlib.OperationalError(f"cannot {sql}")
+        return super().execute(sql, *values)
+
+
+def lone_writer(path: Path, opened: list[Breaking]) -> Writer:
+    def connect() -> stdlib.Connection:
+        opened.append(stdlib.connect(path, isolation_level=None, factory=Breaking))
+        return opened[-1]
+
+    return Writer(connect, name="app.db", side=None, counters=Counters(), hooks=Hooks())
+
+
+def test_a_rollback_that_fails_costs_the_connection_and_nothing_else(tmp_path: Path) -> None:
+    opened: list[Breaking] = []
+    writer = lone_writer(tmp_path / "a.db", opened)
+    policy = GENEROUS.effective()
+    writer.begin(time.monotonic() + 30, policy)
+    writer.run("CREATE TABLE t(x)", ())
+    opened[0].failing = frozenset({"ROLLBACK"})
+    writer.rollback()
+    assert writer.connection is None
+    writer.begin(time.monotonic() + 30, policy)
+    assert len(opened) == 2
+    opened[1].failing = frozenset({"ROLLBACK", "close"})
+    writer.rollback()
+    assert writer.connection is None
+    opened[1].failing = frozenset()
+    opened[1].close()
+    assert repr(writer) == "<Writer app.db idle>"
+    writer.interrupt()
+    writer.close()
+    assert not writer.in_transaction
+
+
+def test_a_begin_that_fails_leaves_nothing_held(tmp_path: Path) -> None:
+    opened: list[Breaking] = []
+    writer = lone_writer(tmp_path / "a.db", opened)
+    writer.cursor()
+    opened[0].failing = frozenset({"BEGIN"})
+    with pytest.raises(errors.OperationalError, match="BEGIN IMMEDIATE on app.db"):
+        writer.begin(time.monotonic() + 30, GENEROUS.effective())
+    assert not writer.in_transaction
+    writer.discard()
+
+
+def test_a_wait_that_is_interrupted_gives_the_lock_back(db: safedb.Database, path: Path) -> None:
+    """A KeyboardInterrupt while the side files are waited for: raised here by the side lock itself."""
+    released: list[bool] = []
+
+    class Side:
+        def try_acquire(self) -> bool:
+            return False
+
+        def acquire(self, deadline: float) -> bool:
+            raise KeyboardInterrupt
+
+        def release(self) -> None:
+            released.append(True)
+
+    side: Any = Side()
+    writer = Writer(lambda: stdlib.connect(path), name="app.db", side=side, counters=Counters(), hooks=Hooks())
+    with pytest.raises(KeyboardInterrupt):
+        writer.lock(time.monotonic() + 30)
+    assert released
+
+
+def test_what_was_not_busy_comes_through_from_waiting(tmp_path: Path) -> None:
+    writer = lone_writer(tmp_path / "a.db", [])
+    busy = stdlib.OperationalError("database is locked")
+    busy.sqlite_errorcode = 5  # type: ignore[attr-defined]
+
+    def fail() -> None:
+        raise stdlib.OperationalError("another")
+
+    with pytest.raises(stdlib.OperationalError, match="another"):
+        try:
+            raise busy
+        except stdlib.OperationalError:
+            writer.wait_for_foreigners(fail, time.monotonic() + 30, GENEROUS.effective())
