@@ -109,10 +109,8 @@ class Database:
         committed together where they meet, each with its own verdict. ``params``: a sequence for ``?``, a
         mapping for ``:name``.
         """
-        rows, description, count = self._engine.execute(
-            sql, params, self._timeout if timeout is None else check_timeout(timeout), self._retry
-        )
-        return Result(rows, description, count, self._factory)
+        limit = self._timeout if timeout is None else check_timeout(timeout)
+        return Result(self._engine.execute(sql, params, limit, self._retry), self._factory)
 
     def executemany(self, sql: str, params_seq: Iterable[Any], *, timeout: float | None = None) -> int:
         """Run one statement for each of ``params_seq``, all or nothing; return the sum of the row counts."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from safedb import errors
+from safedb.engine import Fetched
 from safedb.rows import RowFactory, tuple_row
 
 Row = tuple[Any, ...]
@@ -18,34 +19,36 @@ class Result:
     such as DDL). Fetching goes on where the last fetch ended; `len` counts all rows, fetched or not.
     """
 
-    _next = 0  # (a default of the class, and no __slots__: results are made on the fastest path there is)
+    __slots__ = ("_factory", "_fetched", "_next")
 
-    def __init__(
-        self, rows: list[Row], description: Any = None, rowcount: int = -1, factory: RowFactory[Any] = tuple_row
-    ) -> None:
-        self._rows = rows
-        self._description = description
-        self.rowcount = rowcount
+    def __init__(self, fetched: Fetched, factory: RowFactory[Any] = tuple_row) -> None:
+        self._fetched = fetched
         self._factory = factory
+        self._next = 0
+
+    @property
+    def rowcount(self) -> int:
+        """Give the number of rows changed or returned; -1 for statements that have none."""
+        return self._fetched[2]
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Name the columns; empty where there are no rows to return."""
-        return tuple([column[0] for column in self._description or ()])
+        return tuple([column[0] for column in self._fetched[1] or ()])
 
     def fetchall(self) -> list[Any]:
         """Give all rows that have not been fetched."""
-        rows = self._rows
-        start, self._next = self._next, len(rows)
-        if start or self._factory is not tuple_row:
-            return self._made(rows[start:])
+        rows = self._fetched[0]
+        if self._next or self._factory is not tuple_row:
+            return self.fetchmany(len(rows))
+        self._next = len(rows)
         return rows.copy()
 
     def fetchmany(self, size: int = 1) -> list[Any]:
         """Give up to ``size`` more rows."""
-        start = self._next
-        self._next = min(start + max(size, 0), len(self._rows))
-        return self._made(self._rows[start : self._next])
+        rows, start = self._fetched[0], self._next
+        self._next = min(start + max(size, 0), len(rows))
+        return self._made(rows[start : self._next])
 
     def fetchone(self) -> Any:
         """Give the next row, or None where there is none left."""
@@ -54,29 +57,32 @@ class Result:
 
     def one(self) -> Any:
         """Give the only row; raise `ProgrammingError` unless there is exactly one."""
-        if len(self._rows) != 1:
+        if len(self._fetched[0]) != 1:
             raise errors.ProgrammingError(
-                f"one() expects exactly one row, and there are {len(self._rows)}; narrow the statement, or use "
+                f"one() expects exactly one row, and there are {len(self._fetched[0])}; narrow the statement, or use "
                 "fetchone()"
             )
-        return self._made(self._rows)[0]
+        return self._made(self._fetched[0])[0]
 
     def scalar(self) -> Any:
         """Give the first value of the first row, or None where there is no row."""
-        return self._rows[0][0] if self._rows else None
+        return self._fetched[0][0][0] if self._fetched[0] else None
 
     def __iter__(self) -> Iterator[Any]:
-        while (row := self.fetchone()) is not None:
-            yield row
+        rows, make = self._fetched[0], self._factory(self.columns)
+        while self._next < len(rows):
+            row = rows[self._next]
+            self._next += 1
+            yield make(row)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._fetched[0])
 
     def __bool__(self) -> bool:
         return True  # a result without rows is a result all the same
 
     def __repr__(self) -> str:
-        return f"<Result {len(self._rows)} rows, rowcount {self.rowcount}>"
+        return f"<Result {len(self._fetched[0])} rows, rowcount {self._fetched[2]}>"
 
     def _made(self, rows: list[Row]) -> list[Any]:
         return rows if self._factory is tuple_row else list(map(self._factory(self.columns), rows))

@@ -43,7 +43,7 @@ class Transaction:
         statement = self._engine.statement(sql)
         values = statement.bind(params)
         fetched = self._run(statement.sql, values, many=False)
-        return Result(*self._engine.decoded(statement, fetched), self._factory)
+        return Result(self._engine.decoded(statement, fetched), self._factory)
 
     def executemany(self, sql: str, params_seq: Iterable[Any]) -> int:
         """Run one statement for each of ``params_seq``; return the sum of the row counts."""
@@ -186,7 +186,7 @@ class Snapshot:
         self._check()
         statement = self._engine.statement(sql)
         fetched = self._session.run(statement.sql, statement.bind(params), self._timeout)
-        return Result(*self._engine.decoded(statement, fetched), self._factory)
+        return Result(self._engine.decoded(statement, fetched), self._factory)
 
     def iterate(self, sql: str, params: Any = None, *, batch: int = 1000) -> Iterator[Any]:
         """Give the rows of one read one by one, holding ``batch`` of them in memory.
@@ -206,7 +206,7 @@ class Snapshot:
         try:
             for rows, description in batches:
                 fetched = self._engine.decoded(statement, (rows, description, len(rows)))
-                for row in Result(*fetched, self._factory).fetchall():
+                for row in Result(fetched, self._factory).fetchall():
                     yield row
                     self._check()
         finally:

@@ -78,14 +78,26 @@ class Columns:
         if connection is not None:
             connection.close()
 
+    def _connected(self) -> sqlite3.Connection:
+        """Give the connection that describes; it is opened without the mutex, for that may have to wait for a turn."""
+        connection = self._connection
+        if connection is None:
+            opened = self._connect()
+            with self._mutex:
+                if self._connection is None:
+                    self._connection = opened
+                connection = self._connection
+            if connection is not opened:
+                opened.close()
+        return connection
+
     def _describe(self, statement: Statement) -> Decoders | None:
+        connection = self._connected()
         with self._mutex:
-            if self._connection is None:
-                self._connection = self._connect()
             try:
-                version = self._schema_version(self._connection)
+                version = self._schema_version(connection)
                 if version != self._version:
-                    self._typed = any(decoder(declared) for (declared,) in self._connection.execute(_TYPES_IN_USE))
+                    self._typed = any(decoder(declared) for (declared,) in connection.execute(_TYPES_IN_USE))
                     self._version = version
                 found = self._types(self._connection, statement) if self._typed else None
             except sqlite3.Error:  # it cannot be described: PRAGMA, EXPLAIN, a table that only the writer sees yet

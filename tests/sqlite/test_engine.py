@@ -100,15 +100,14 @@ def test_a_statement_that_a_reader_refuses_goes_to_the_writer_and_is_remembered(
     engine = engine_of(db)
     sql = "WITH a AS (SELECT 7 AS x) INSERT INTO t SELECT x, 'a' FROM a"
     real = engine_module.parse
-    blind: Any = lambda text: real(text)._replace_route() if False else as_read(real(text))  # noqa: E731
-    monkeypatch.setattr(engine_module, "parse", blind)  # the lexer finds every WITH that writes that we know of
+    # The lexer itself finds every WITH that writes that we know of.
+    monkeypatch.setattr(engine_module, "parse", lambda text: as_read(real(text)))
     assert db.execute(sql).rowcount == 1
     assert sql in engine._learnt
-    asked: list[object] = []
-    monkeypatch.setattr(engine, "_read", lambda *_: asked.append(_))
-    assert db.execute(sql).rowcount == 1
-    assert asked == [], "the second time no reader is asked"
-    assert engine.readers.run("SELECT count(*) FROM t", (), 30.0, engine.policy)[0] == [(2,)]
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.readers, "run", lambda *_: pytest.fail("a reader was asked again"))
+        assert db.execute(sql).rowcount == 1
+    assert count(db) == 2
 
 
 def as_read(statement: Any) -> Any:
@@ -264,8 +263,6 @@ def test_what_is_known_of_a_read_is_forgotten_when_the_schema_changes(db: safedb
     other = stdlib.connect(path)
     other.execute("ALTER TABLE t ADD COLUMN c BOOLEAN")
     other.close()
-    engine._tend(0.0)  # the keeper looks
-    assert sql not in engine._reads
     assert len(db.execute(sql).one()) == 5
 
 
@@ -313,6 +310,37 @@ def test_inside_a_snapshot_reads_through_db_are_refused_and_writes_are_not(db: s
 def test_another_threads_transaction_is_none_of_our_own(db: safedb.Database, crew: Crew) -> None:
     with db.transaction():
         assert crew(count, db).result() == 0
+
+
+def test_in_memory_the_description_of_columns_waits_for_nobody_inside_a_transaction(crew: Crew) -> None:
+    """Who describes takes a turn to read the schema; who has the turn may want to describe as well."""
+    schema = "CREATE TABLE t(flag BOOLEAN); INSERT INTO t VALUES (1)"
+    with safedb.connect("sqlite://", schema=schema, retry=GENEROUS) as db:
+        columns = engine_of(db).columns
+        describing, begun = threading.Event(), threading.Event()
+        real = columns._connect
+
+        def connect() -> Any:
+            if not describing.is_set():
+                describing.set()
+                begun.wait(30)
+            return real()
+
+        columns._connect = connect
+        outside = crew(lambda: db.execute("SELECT flag FROM t").scalar())
+        describing.wait(30)
+        done: list[object] = []
+
+        def inside() -> None:
+            with db.transaction() as tx:
+                begun.set()
+                wait_until(lambda: db.stats().queue_depth == 1, "the other to want a turn")
+                done.append(tx.execute("SELECT flag FROM t WHERE 1 = 1").scalar())
+
+        working = crew(inside)
+        working.result()
+        assert done == [True]
+        assert outside.result() is True
 
 
 def test_in_memory_a_transaction_inside_a_snapshot_works_on_the_database(crew: Crew) -> None:

@@ -231,8 +231,8 @@ else:
         print(type(error).__name__, error.sqlite_errorname, error.retryable)
 flag.unlink()
 print(writer.connection is before, db.stats().retries)
-db.execute("INSERT INTO t VALUES (3)")
-print(writer.connection is before, db.execute("SELECT count(*) FROM t WHERE x = 3").scalar(), db.check())
+db.execute("INSERT INTO t VALUES (33)")
+print(writer.connection is before, db.execute("SELECT count(*) FROM t WHERE x = 33").scalar(), db.check())
 db.close()
 """
 )
