@@ -24,8 +24,10 @@ from benchmarks.rivals import OneLock
 from benchmarks.singles import Singles, run_singles
 
 SAFEDB, FUNCTIONS, BLOCKS = "safedb", "safedb, run_transaction", "safedb, blocks"
-SLOWER = 0.002  # seconds by which the slow disk's flush is slower
-TENTH = 0.0001
+TIMES = "\N{MULTIPLICATION SIGN}"
+BEST = f"{TIMES} the best by hand"
+# Disks of another kind: seconds by which each flush is slower.
+SLOW, ORDINARY = 0.002, 0.0001
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +38,11 @@ class Effort:
     heats: int
     seconds: float
     interpreters: int
+    ordinary: bool  # also run what is reported beside the budget: a flush of an ordinary disk
 
 
-FULL = Effort(rounds=400, heats=9, seconds=1.0, interpreters=41)
-SHORT = Effort(rounds=100, heats=3, seconds=0.4, interpreters=11)
+FULL = Effort(rounds=400, heats=7, seconds=1.0, interpreters=41, ordinary=True)
+SHORT = Effort(rounds=100, heats=3, seconds=0.4, interpreters=11, ordinary=False)
 
 
 @dataclass(slots=True)
@@ -65,7 +68,10 @@ def measure(folder: Path, effort: Effort, say: Callable[[str], None]) -> Run:
     )
     say("64 threads")
     run.heats["64"] = run_heats(folder, threads=64, seconds=effort.seconds, repeats=effort.heats)
-    for name, threads, delay in (("16 +0.1", 16, TENTH), ("64 +0.1", 64, TENTH), ("64 +2", 64, SLOWER)):
+    slower = [("64 +2", 64, SLOW)]
+    if effort.ordinary:
+        slower += [("16 +0.1", 16, ORDINARY), ("64 +0.1", 64, ORDINARY)]
+    for name, threads, delay in slower:
         say(f"{threads} threads, every flush {delay * 1e3:g} ms slower")
         try:
             run.heats[name] = _slow_heats(folder, effort, threads=threads, delay=delay)
@@ -92,29 +98,43 @@ def rows(run: Run) -> list[Row]:
     waits = [race.longest * 1e3 for race in fast.races[SAFEDB]]
     shares = [race.fairness for race in fast.races[SAFEDB]]
     return [
-        Row("point read, one thread", "≤", 1.25, "× raw", run.singles.read.ratio),
+        Row("point read, one thread", "≤", 1.25, f"{TIMES} raw", run.singles.read.ratio),
         *(
-            Row(f"single write, one thread, {mode}", "≤", 1.15, "× raw", pair.ratio)
+            Row(f"single write, one thread, {mode}", "≤", 1.15, f"{TIMES} raw", pair.ratio)
             for mode, pair in run.singles.write.items()
         ),
-        Row.of("single-row writes, 16 threads, FULL", "≥", 4, "× the best by hand", fast.ratio(SAFEDB)),
-        Row.of("the same, 64 threads", "≥", 6, "× the best by hand", many.ratio(SAFEDB)),
+        Row.of("single-row writes, 16 threads, FULL", "≥", 4, BEST, fast.ratio(SAFEDB)),
+        Row.of("the same, 64 threads", "≥", 6, BEST, many.ratio(SAFEDB)),
         _slow_row(run, "64 +2", "64 threads, FULL, every flush 2 ms slower", 20),
         Row.of("worst wait, 16 threads, FULL", "≤", 20, "ms", waits, worst=True),
         Row.of("fairness (Jain), 16 threads, FULL", "≥", 0.99, "", shares, worst=True),
-        Row.of("`run_transaction`, 16 threads, FULL", "≥", 2, "× the best by hand", fast.ratio(FUNCTIONS)),
-        Row.of("`with db.transaction()`, 16 threads, FULL", "≥", 0.9, "× one lock", fast.ratio(BLOCKS, [OneLock.name])),
+        Row.of("`run_transaction`, 16 threads, FULL", "≥", 2, BEST, fast.ratio(FUNCTIONS)),
+        Row.of(
+            "`with db.transaction()`, 16 threads, FULL",
+            "≥",
+            0.9,
+            f"{TIMES} {OneLock.name}",
+            fast.ratio(BLOCKS, [OneLock.name]),
+        ),
         Row.of("`import safedb`", "≤", 40, "ms more than `import sqlite3`", [time * 1e3 for time in run.imports]),
         Row.of(f"modules of {', '.join(imports.UNWANTED)} that it imports", "≤", 0, "", [float(len(run.unwanted))]),
-        _slow_row(run, "16 +0.1", "beside the budget: 16 threads, FULL, every flush 0.1 ms slower", None),
-        _slow_row(run, "64 +0.1", "beside the budget: 64 threads, FULL, every flush 0.1 ms slower", None),
+        *_beside(run),
+    ]
+
+
+def _beside(run: Run) -> list[Row]:
+    """Show the same where a flush takes what it takes on an ordinary disk; the budget does not ask for it."""
+    return [
+        _slow_row(run, f"{threads} +0.1", f"(beside the budget) {threads} threads, every flush 0.1 ms slower", None)
+        for threads in (16, 64)
+        if f"{threads} +0.1" in run.heats
     ]
 
 
 def _slow_row(run: Run, name: str, work: str, limit: float | None) -> Row:
     if name in run.missing:
-        return Row(work, "≥", limit, "× the best by hand", None, run.missing[name])
-    return Row.of(work, "≥", limit, "× the best by hand", run.heats[name].ratio(SAFEDB))
+        return Row(work, "≥", limit, BEST, None, run.missing[name])
+    return Row.of(work, "≥", limit, BEST, run.heats[name].ratio(SAFEDB))
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ print(json.dumps([b - a, d - c, sorted(set(sys.modules) - before)]))
 def cost(folder: Path, repeats: int) -> tuple[list[float], list[str], list[str]]:
     """Import in ``repeats`` fresh interpreters, from cached bytecode.
 
-    Give the seconds that safedb took on top of sqlite3, the modules that it brought, and those of them that it must not.
+    Give the seconds that safedb took on top of sqlite3, the modules it brought, and those that it must not bring.
     """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")  # ours alone, and filled by the first run

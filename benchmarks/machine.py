@@ -30,8 +30,8 @@ class Machine:
         """Tell it in Markdown."""
         return [
             f"- {self.cores} cores ({self.processor}), {self.system}",
-            f"- file system {self.filesystem}; a flush (fdatasync after overwriting 4 KiB) takes {self.flush * 1e3:.3f} ms, "
-            f"{1 / self.flush:,.0f} a second",
+            f"- file system {self.filesystem}; a flush (fdatasync after overwriting 4 KiB) takes "
+            f"{self.flush * 1e3:.3f} ms, {1 / self.flush:,.0f} a second",
             f"- Python {self.python}, SQLite {self.sqlite}",
         ]
 

@@ -39,7 +39,7 @@ class Paired:
 
 
 def paired(
-    first: Callable[[], object], second: Callable[[], object], *, calls: int, rounds: int, part: float = 0.02
+    first: Callable[[], object], second: Callable[[], object], *, calls: int, rounds: int, part: float = 0.05
 ) -> Paired:
     """Do batches of ``calls`` calls in turn, A B B A A B …, so that neither has the better place.
 

@@ -14,7 +14,7 @@ from benchmarks.singles import Singles
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Be one line of the budget. ``limit`` of None: reported, and nothing promised. ``why``: why it was not measured."""
+    """Be one line of the budget. ``limit`` of None: nothing is promised. ``why``: why it was not measured."""
 
     work: str
     sign: Literal["≤", "≥"]
@@ -67,8 +67,8 @@ def markdown(
             "|---|---|---|---|",
             *(row.line() for row in rows),
             "",
-            f"The best by hand is, heat by heat, the faster of {' and '.join(by_hand)}. Met or not is said of the median; "
-            "of the worst wait and of fairness, it is said of the worst heat. Every row written was counted afterwards.",
+            f"The best by hand is, heat by heat, the faster of *{'* and *'.join(by_hand)}*. Met or not is said of the "
+            "median; of the worst wait and of fairness, of the worst heat. Every row written was counted afterwards.",
             "",
             "One thread, microseconds for each call:",
             "",
@@ -77,8 +77,8 @@ def markdown(
             _single("point read", singles.read),
             *(_single(f"single write, {mode}", pair) for mode, pair in singles.write.items()),
             "",
-            "Many threads, FULL. Waits are those of single writes, in milliseconds: medians of the heats, and the longest "
-            "of all.",
+            "Many threads, FULL. Waits are those of single writes, in milliseconds: medians of the heats, and the "
+            "longest of all.",
             "",
             "| threads | a flush | who | acknowledged writes/s (min … median … max) | p50 | p99 | p99.9 | longest | "
             "fairness | errors |",

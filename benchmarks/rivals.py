@@ -45,10 +45,10 @@ class Rival(ABC):
     def writer(self) -> Write:
         """Give what writes a row; called in each thread that will write."""
 
-    def rest(self) -> None:
+    def rest(self) -> None:  # noqa: B027  (most have nothing to do)
         """Put away what this thread's `writer` has opened."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Close everything."""
 
     def verify(self) -> None:
@@ -65,7 +65,7 @@ class Rival(ABC):
 class OneLock(Rival):
     """One connection, and a lock around each transaction."""
 
-    name = "one connection, one lock"
+    name = "one lock"
 
     def __init__(self, path: Path, synchronous: Synchronous) -> None:
         super().__init__(path)

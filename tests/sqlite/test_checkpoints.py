@@ -43,7 +43,7 @@ def gate() -> Gate:
 
 @pytest.fixture
 def open_db(tmp_path: Path, heard: list[Event], gate: Gate) -> Iterator[Connect]:
-    """Open the database, by default with a keeper that never looks by itself: the test says when, and what time it is."""
+    """Open the database, by default with a keeper that never looks by itself: the test says when, and at what time."""
     handles: list[safedb.Database] = []
 
     def connect(*, keeper: bool = False, **pragmas: Any) -> tuple[safedb.Database, Checkpoints]:

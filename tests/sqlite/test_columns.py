@@ -62,8 +62,14 @@ def same(got: Any, expected: Any) -> bool:
         ("WITH a AS (SELECT flag AS y FROM t), b(z) AS (SELECT y FROM a) SELECT z FROM b", (True,)),
         ("SELECT flag FROM t UNION SELECT flag FROM t", (True,)),
         ("SELECT flag FROM t UNION ALL SELECT flag FROM t ORDER BY 1 LIMIT 1", (True,)),
-        ("SELECT flag, doc ->> '$.a[0]', doc -> '$.a', 1 <> 2, 1 << 2, 'a' || 'b', 1 <= 2, 1 != 2, 1 == 1 FROM t", (True, 1)),
-        ("SELECT flag, x'00', 1e-5, .5, 0x1F FROM t -- ; a comment\n /* and one more */ ;", (True, b"\0", 1e-5, 0.5, 31)),
+        (
+            "SELECT flag, doc ->> '$.a[0]', doc -> '$.a', 1 <> 2, 1 << 2, 'a' || 'b', 1 <= 2, 1 != 2, 1 == 1 FROM t",
+            (True, 1),
+        ),
+        (
+            "SELECT flag, x'00', 1e-5, .5, 0x1F FROM t -- ; a comment\n /* and one more */ ;",
+            (True, b"\0", 1e-5, 0.5, 31),
+        ),
         ("SELECT flag, twice(id) FROM t", (True, 2)),
         ("SELECT flag, e.value FROM t, json_each(t.doc, '$.a') e", (True, 1)),
         ("SELECT EXISTS (SELECT 1), max(flag), flag AND 1 FROM t", (1, 1, 1)),
@@ -98,7 +104,10 @@ def test_parameters_do_not_hide_types(db: safedb.Database, sql: str, params: Any
         ("INSERT INTO main.t(flag) VALUES (1) RETURNING flag AS f, id > 0", (True, 1)),
         ('INSERT OR REPLACE INTO "t" AS z (id, flag) VALUES (9, 0) RETURNING flag, *', (False, 9, False)),
         ("REPLACE INTO t(id, flag) VALUES (9, 1) RETURNING flag", (True,)),
-        ("INSERT INTO t(id, flag) VALUES (1, 0) ON CONFLICT (id) DO UPDATE SET flag = excluded.flag RETURNING flag", (False,)),
+        (
+            "INSERT INTO t(id, flag) VALUES (1, 0) ON CONFLICT (id) DO UPDATE SET flag = excluded.flag RETURNING flag",
+            (False,),
+        ),
         ("UPDATE t SET plain = 'RETURNING' WHERE id = 1 RETURNING flag, doc", (True, {"a": [1]})),
         ("UPDATE OR IGNORE t AS u SET flag = 0 WHERE u.id = 1 RETURNING flag, twice(id)", (False, 2)),
         ("WITH c AS (SELECT 1 AS k) UPDATE t SET flag = 0 FROM c WHERE t.id = c.k RETURNING flag", (False,)),
@@ -145,7 +154,7 @@ def test_a_schema_changed_by_another_program_is_seen_soon(db: safedb.Database, t
 
     def seen() -> bool:
         db.execute("INSERT INTO t(plain) VALUES (0)")  # the keeper looks while there is something to look after
-        return db.execute("SELECT plain FROM t").fetchone() == (True,)
+        return bool(db.execute("SELECT plain FROM t").fetchone() == (True,))
 
     wait_until(seen, "the new type")
 

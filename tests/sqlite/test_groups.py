@@ -236,6 +236,17 @@ def test_after_a_failure_groups_start_with_savepoints_and_need_no_rerun(patient:
     assert len(values(patient)) == 12
 
 
+def test_a_member_of_many_rows_that_fails_at_the_last_is_undone_whole(patient: safedb.Database, crew: Crew) -> None:
+    """Its first rows had succeeded: only its savepoint takes them back."""
+    with line_behind_a_block(patient, crew) as line:
+        good = queue(line, patient, 2)
+        bad = line.add(patient.executemany, INSERT, [("lost",), ("lost too",), ("taken",)])
+        good += queue(line, patient, 2, "x")
+    assert isinstance(bad.error(), safedb.UniqueViolation)
+    assert [worker.error() for worker in good] == [None] * 4
+    assert values(patient) == ["0", "1", "x0", "x1"]
+
+
 def test_a_verdict_never_rests_on_a_neighbour_that_was_undone(patient: safedb.Database, crew: Crew) -> None:
     """Both insert 'x'; the first is undone with its function. The second must then succeed."""
 
@@ -433,7 +444,8 @@ def test_a_member_that_becomes_overdue_in_its_group_gets_lock_timeout_and_the_ot
     assert values(patient) == ["0", "1", "behind"]
 
 
-def test_a_function_that_sleeps_in_the_way_holds_back_nobody(db: safedb.Database, crew: Crew) -> None:
+@pytest.mark.parametrize("quick", [1, 3])
+def test_a_function_that_sleeps_in_the_way_holds_back_nobody(db: safedb.Database, crew: Crew, quick: int) -> None:
     """Its transaction is taken from it: the others are acknowledged while it sleeps, and it is run again."""
     awake, asleep = threading.Event(), threading.Event()
     runs: list[int] = []
@@ -448,11 +460,11 @@ def test_a_function_that_sleeps_in_the_way_holds_back_nobody(db: safedb.Database
 
     line = Line(db, crew)
     with db.transaction():
-        good = queue(line, db, 3)
+        good = queue(line, db, quick)
         sleeper = line.add(db.run_transaction, sleepy)
         good.append(line.add(insert, db, "behind"))
     try:
-        assert [worker.result().rowcount for worker in good] == [1] * 4
+        assert [worker.result().rowcount for worker in good] == [1] * (quick + 1)
         assert asleep.is_set()
         assert sleeper.running
         assert insert(db, "later").rowcount == 1  # the turn is free
@@ -460,7 +472,7 @@ def test_a_function_that_sleeps_in_the_way_holds_back_nobody(db: safedb.Database
         awake.set()
     assert sleeper.result() == "done"
     assert runs == [sleeper.thread.ident] * 2
-    assert values(db) == ["0", "1", "2", "behind", "later", "sleepy", "awake"]
+    assert values(db) == [*(f"{number}" for number in range(quick)), "behind", "later", "sleepy", "awake"]
 
 
 @pytest.mark.parametrize("swallow", [Exception, BaseException])
@@ -561,3 +573,63 @@ def test_an_empty_queue_and_a_free_turn_are_left_after_every_kind_of_trouble(db:
     db._engine.turns.check()  # type: ignore[attr-defined]
     assert insert(db, "free").rowcount == 1
     assert values(db) == ["0", "1", "x0", "x1", "free"]
+
+
+# -- statements of one text -------------------------------------------------------------------------------------------
+
+ALIKE = {
+    "a subquery": "INSERT INTO log (n, v) VALUES ((SELECT count(*) FROM log), ?)",
+    "a subquery in lower case": "insert into log (n, v) values ((select max(n) from log) + 1, ?)",
+    "or ignore": "INSERT OR IGNORE INTO log (n, v) VALUES (?, 'same')",
+    "on conflict do nothing": "INSERT INTO log (n, v) VALUES (?, 'same') ON CONFLICT DO NOTHING",
+    "upsert": "INSERT INTO log (n, v) VALUES (1, 'same' || ? * 0) ON CONFLICT (v) DO UPDATE SET n = n + excluded.n",
+    "or replace": "INSERT OR REPLACE INTO log (n, v) VALUES (?, 'same')",
+    "a trigger that looks": "INSERT INTO looking (v) VALUES (?)",
+    "a view": "INSERT INTO seen (v) VALUES (?)",
+    "a trigger that ignores": "INSERT INTO choosy (v) VALUES (?)",
+    "a function": "INSERT INTO log (n, v) VALUES (next(), ?)",
+    "text that looks like values": "INSERT INTO log (n, v) VALUES (?, 'VALUES (?), (?)' || random())",
+    "two rows": "INSERT INTO log (n, v) VALUES (1, 'a' || ?1), (2, 'b' || ?1)".replace("?1", ":v"),
+    "returning": "INSERT INTO log (n, v) VALUES ((SELECT count(*) FROM log), ?) RETURNING n, v",
+}
+ALIKE_SCHEMA = """
+    CREATE TABLE log (id INTEGER PRIMARY KEY, n INTEGER, v TEXT UNIQUE);
+    INSERT INTO log (n, v) VALUES (0, 'first');
+    CREATE TABLE looking (id INTEGER PRIMARY KEY, v TEXT);
+    CREATE TRIGGER look AFTER INSERT ON looking BEGIN
+        INSERT INTO log (n, v) SELECT count(*), 'seen ' || NEW.v FROM looking;
+    END;
+    CREATE VIEW seen AS SELECT v FROM looking;
+    CREATE TRIGGER see INSTEAD OF INSERT ON seen BEGIN INSERT INTO looking (v) VALUES (NEW.v); END;
+    CREATE TABLE choosy (v TEXT);
+    CREATE TRIGGER choose BEFORE INSERT ON choosy WHEN NEW.v % 2 BEGIN SELECT RAISE(IGNORE); END;
+"""
+
+
+@pytest.mark.parametrize("sql", ALIKE.values(), ids=ALIKE.keys())
+def test_statements_of_one_text_in_one_group_do_what_they_do_one_by_one(
+    connect: Connect, tmp_path: Any, crew: Crew, sql: str
+) -> None:
+    """However a group runs a run of alike statements: counts, rows and content are those of a serial run."""
+
+    def counter() -> Callable[[], int]:
+        count = iter(range(1000))
+        return lambda: next(count)
+
+    databases = [
+        connect(tmp_path / name, schema=ALIKE_SCHEMA, functions={"next": counter()}) for name in ("serial.db", "group.db")
+    ]
+    serial, group = databases
+    group._engine.groups._patience = 60.0  # type: ignore[attr-defined]
+    params: list[Any] = [{"v": number} if ":v" in sql else (number,) for number in range(8)]
+    expected = [serial.execute(sql, param) for param in params]
+    with line_behind_a_block(group, crew) as line:
+        workers = [line.add(group.execute, sql, param) for param in params]
+    found = [worker.result() for worker in workers]
+    assert [result.rowcount for result in found] == [result.rowcount for result in expected]
+    assert [result.fetchall() for result in found] == [result.fetchall() for result in expected]
+    if "random" in sql:
+        return
+    for table in ("log", "looking", "choosy"):
+        select = f"SELECT rowid, * FROM {table} ORDER BY rowid"
+        assert group.execute(select).fetchall() == serial.execute(select).fetchall(), table

@@ -96,7 +96,7 @@ def test_whoever_wakes_it_is_looked_after_however_often_it_falls_asleep(make: Ma
 
 
 def test_who_comes_between_the_last_look_and_the_sleep_is_seen(make: Make) -> None:
-    """Each writes before it reads: the caller becomes visible and finds the keeper awake; the keeper looks once more."""
+    """Each writes before it reads: the caller is visible and finds the keeper awake; the keeper looks once more."""
     done = threading.Event()
     arrived = [False]
 

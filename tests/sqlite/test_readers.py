@@ -53,9 +53,7 @@ def make(path: Path) -> Iterator[Make]:
 
     def make(most: int = 2, prepare: Callable[[stdlib.Connection], Any] = lambda _: None) -> Readers:
         def connect() -> stdlib.Connection:
-            connection = stdlib.connect(
-                f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
-            )
+            connection = stdlib.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
             connection.execute("PRAGMA query_only=ON")
             prepare(connection)
             return connection
@@ -94,7 +92,7 @@ def test_readers_are_opened_at_first_need_and_taken_last_in_first_out(make: Make
 def test_a_pool_that_is_exhausted_raises_at_the_deadline_and_names_the_remedy(make: Make) -> None:
     pool = make(1)
     reader = pool.check_out(soon())
-    with pytest.raises(errors.PoolTimeout, match="all 1 readers of app.db .* max_size"):
+    with pytest.raises(errors.PoolTimeout, match=r"all 1 readers of app.db .* max_size"):
         pool.check_out(soon(0.02))
     with pytest.raises(errors.PoolTimeout):
         pool.run("SELECT 1", (), 0.02, POLICY)
@@ -418,7 +416,7 @@ def test_a_closed_pool_closes_its_readers_and_refuses_waiters(make: Make, crew: 
     wait_until(lambda: pool.stats().waiting == 1)
     assert full.running
     pool.close()
-    with pytest.raises(errors.DatabaseClosed, match="app.db is closed"):
+    with pytest.raises(errors.DatabaseClosed, match=r"app\.db is closed"):
         full.result()
     pool.give_back(idle)
     pool.close()

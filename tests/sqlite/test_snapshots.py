@@ -172,9 +172,7 @@ def test_a_half_read_iterator_of_a_snapshot_past_its_age_pins_nothing(db: safedb
             next(rows)
 
 
-def test_a_snapshot_past_its_age_is_interrupted_inside_a_statement(
-    db: safedb.Database, gate: Gate, crew: Crew
-) -> None:
+def test_a_snapshot_past_its_age_is_interrupted_inside_a_statement(db: safedb.Database, gate: Gate, crew: Crew) -> None:
     engine, session = engine_of(db), list[SnapshotSession]()
 
     def read() -> None:
@@ -281,7 +279,10 @@ def test_a_disowned_snapshot_never_touches_its_connection_again(tmp_path: Path) 
 def test_in_memory_a_snapshot_is_a_copy_that_writers_cannot_change(
     crew: Crew, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, logger="safedb"), safedb.connect("sqlite://", schema="CREATE TABLE t(x)") as db:
+    with (
+        caplog.at_level(logging.WARNING, logger="safedb"),
+        safedb.connect("sqlite://", schema="CREATE TABLE t(x)") as db,
+    ):
         assert "nothing in it will last" in caplog.text
         db.execute("INSERT INTO t VALUES (1)")
         with db.snapshot() as snap:

@@ -1,5 +1,6 @@
-"""What a failed COMMIT means is told exactly, another program's lock is waited for, and a broken connection is replaced."""
+"""What a failed COMMIT means is told exactly, others' locks are waited for, a broken connection is replaced."""
 
+# ruff: noqa: PT012 - whole blocks are what fails here
 from __future__ import annotations
 
 import os
@@ -56,15 +57,13 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def db(path: Path, heard: list[Event], gate: Gate) -> Iterator[safedb.Database]:
-    with safedb.connect(
-        path, schema=SCHEMA, retry=GENEROUS, on_event=heard.append, functions={"gate": gate}
-    ) as db:
+    with safedb.connect(path, schema=SCHEMA, retry=GENEROUS, on_event=heard.append, functions={"gate": gate}) as db:
         yield db
 
 
 @pytest.fixture
 def outsider(path: Path, db: safedb.Database) -> Iterator[stdlib.Connection]:
-    """A program that does not use safedb."""
+    """Be a program that does not use safedb."""
     connection = stdlib.connect(path, isolation_level=None, timeout=0, check_same_thread=False)
     yield connection
     connection.close()
@@ -240,7 +239,7 @@ db.close()
 
 @pytest.fixture(scope="session")
 def broken_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A library that makes fsync fail while a file is there: no disk fails on demand."""
+    """Make a library that makes fsync fail while a file is there: no disk fails on demand."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("needs a C compiler and LD_PRELOAD")
@@ -530,7 +529,7 @@ def test_a_begin_that_fails_leaves_nothing_held(tmp_path: Path) -> None:
     writer = lone_writer(tmp_path / "a.db", opened)
     writer.cursor()
     opened[0].failing = frozenset({"BEGIN"})
-    with pytest.raises(errors.OperationalError, match="BEGIN IMMEDIATE on app.db"):
+    with pytest.raises(errors.OperationalError, match=r"BEGIN IMMEDIATE on app\.db"):
         writer.begin(time.monotonic() + 30, GENEROUS.effective())
     assert not writer.in_transaction
     writer.discard()
@@ -560,7 +559,7 @@ def test_a_wait_that_is_interrupted_gives_the_lock_back(db: safedb.Database, pat
 def test_what_was_not_busy_comes_through_from_waiting(tmp_path: Path) -> None:
     writer = lone_writer(tmp_path / "a.db", [])
     busy = stdlib.OperationalError("database is locked")
-    busy.sqlite_errorcode = 5  # type: ignore[attr-defined]
+    busy.sqlite_errorcode = 5
 
     def fail() -> None:
         raise stdlib.OperationalError("another")

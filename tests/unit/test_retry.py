@@ -116,7 +116,14 @@ def test_jitter_is_full_between_nothing_and_the_cap(monkeypatch: pytest.MonkeyPa
     assert max(clock.slept) <= 0.008
 
 
-@given(st.integers(0, 40), st.floats(0.0001, 0.05), st.floats(1.0, 10.0), st.floats(0.05, 1.0), st.booleans(), st.integers())
+@given(
+    st.integers(0, 40),
+    st.floats(0.0001, 0.05),
+    st.floats(1.0, 10.0),
+    st.floats(0.05, 1.0),
+    st.booleans(),
+    st.integers(),
+)
 def test_no_pause_is_above_the_cap_and_none_reaches_past_the_deadline(
     failures: int, initial: float, multiplier: float, maximum: float, jitter: bool, seed: int
 ) -> None:
@@ -125,7 +132,13 @@ def test_no_pause_is_above_the_cap_and_none_reaches_past_the_deadline(
     end = clock.now + 0.7
     try:
         again(
-            failing(failures), clock, timeout=0.7, initial=initial, multiplier=multiplier, maximum=maximum, jitter=jitter
+            failing(failures),
+            clock,
+            timeout=0.7,
+            initial=initial,
+            multiplier=multiplier,
+            maximum=maximum,
+            jitter=jitter,
         )
     except stdlib.OperationalError:
         assert clock.now >= end - 1e-9, "gave up before the deadline"
@@ -273,7 +286,9 @@ def test_a_failed_fsync_is_unknown_at_commit_and_only_there(code: int) -> None:
     assert type(classify(error, doing="x", phase=Phase.BEGIN)) is errors.OperationalError
 
 
-@pytest.mark.parametrize(("code", "cls"), [(retry.FULL, errors.DatabaseFull), (retry.IOERR | 3 << 8, errors.OperationalError)])
+@pytest.mark.parametrize(
+    ("code", "cls"), [(retry.FULL, errors.DatabaseFull), (retry.IOERR | 3 << 8, errors.OperationalError)]
+)
 def test_what_certainly_did_not_commit_is_no_unknown_commit(code: int, cls: type[errors.Error]) -> None:
     assert type(classify(driver_error(code), doing="COMMIT", phase=Phase.COMMIT)) is cls
 
