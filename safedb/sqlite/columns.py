@@ -39,6 +39,7 @@ class Columns:
         self._connect = connect
         self._mutex = threading.Lock()
         self._connection: sqlite3.Connection | None = None
+        self._closings = 0
         self._version = -1
         self._typed = False  # whether any column of the schema has a type that is decoded
         self._known: dict[str, Decoders | None] = {}
@@ -75,6 +76,7 @@ class Columns:
         """Close the connection; the next question opens another. Idempotent."""
         with self._mutex:
             connection, self._connection = self._connection, None
+            self._closings += 1
         if connection is not None:
             connection.close()
 
@@ -92,16 +94,29 @@ class Columns:
         return connection
 
     def _describe(self, statement: Statement) -> Decoders | None:
-        connection = self._connected()
-        with self._mutex:
-            try:
-                version = self._schema_version(connection)
-                if version != self._version:
-                    self._typed = any(decoder(declared) for (declared,) in connection.execute(_TYPES_IN_USE))
-                    self._version = version
-                found = self._types(self._connection, statement) if self._typed else None
-            except sqlite3.Error:  # it cannot be described: PRAGMA, EXPLAIN, a table that only the writer sees yet
-                return None
+        closings = self._closings
+        # Opened without the mutex: it may have to wait for a turn, and who has the turn may want to describe too.
+        opened = self._connect() if self._connection is None else None
+        try:
+            with self._mutex:
+                if self._connection is None and closings == self._closings:
+                    self._connection, opened = opened, None
+                if self._connection is not None:
+                    return self._describe_by(self._connection, statement)
+        finally:
+            if opened is not None:
+                opened.close()
+        return self._describe(statement)  # it was closed meanwhile
+
+    def _describe_by(self, connection: sqlite3.Connection, statement: Statement) -> Decoders | None:
+        try:
+            version = self._schema_version(connection)
+            if version != self._version:
+                self._typed = any(decoder(declared) for (declared,) in connection.execute(_TYPES_IN_USE))
+                self._version = version
+            found = self._types(connection, statement) if self._typed else None
+        except sqlite3.Error:  # it cannot be described: PRAGMA, EXPLAIN, a table that only the writer sees yet
+            return None
         if len(self._known) >= _CACHED:
             self._known.clear()
         self._known[statement.source] = found

@@ -139,6 +139,18 @@ def test_readers_are_bounded(connect: Connect, crew: Crew) -> None:
     assert stats.size <= 2
 
 
+def test_readers_are_used_again(db: safedb.Database) -> None:
+    def snapshot() -> None:
+        with db.snapshot() as snap:
+            snap.execute("SELECT count(*) FROM t")
+
+    for read in (lambda: db.execute("SELECT count(*) FROM t"), snapshot):
+        for _ in range(50):
+            read()
+            stats = db.stats().readers
+            assert (stats.size, stats.in_use, stats.waited) == (1, 0, 0)
+
+
 ENDLESS: dict[str, Callable[[safedb.Database], Any]] = {
     "a read": lambda db: db.execute(FOREVER, timeout=SHORT),
     "a write": lambda db: db.execute(f"INSERT INTO t (v) {FOREVER}", timeout=SHORT),

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import sqlite3 as stdlib
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from safedb import errors
 from safedb.sqlite import backups
 
 ROWS = 400
+ENVIRON = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 @pytest.fixture
@@ -211,10 +214,9 @@ def test_a_full_disk_is_a_classified_error(db: safedb.Database, tmp_path: Path) 
 
 
 def run_python(code: str, *arguments: str) -> str:
-    import subprocess
-    import sys
-
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, env=ENVIRON, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -375,9 +375,19 @@ def test_executemany_of_what_it_does_not_run(db: safedb.Database) -> None:
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "value", [2**63, -(2**63) - 1, 10**400, math.nan, "a\0b", "\ud800", safedb.Json(math.nan), safedb.Json("\0")]
-)
+OUT_OF_RANGE = {
+    "an int above 64 bit": 2**63,
+    "an int below 64 bit": -(2**63) - 1,
+    "a huge int": 10**400,
+    "NaN": math.nan,
+    "a NUL": "a\0b",
+    "a lone surrogate": "\ud800",
+    "NaN in JSON": safedb.Json(math.nan),
+    "a NUL in JSON": safedb.Json("\0"),
+}
+
+
+@pytest.mark.parametrize("value", OUT_OF_RANGE.values(), ids=OUT_OF_RANGE.keys())
 def test_values_out_of_range(db: safedb.Database, value: Any) -> None:
     refused(lambda: db.execute("INSERT INTO t (v) VALUES (?)", (value,)), safedb.DataError, "parameter 1")
     refused(lambda: db.execute("INSERT INTO t (v) VALUES (:x)", {"x": value}), safedb.DataError, "parameter :x")
@@ -452,7 +462,9 @@ TIMED: dict[str, Callable[[safedb.Database, Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("timeout", [0, 0.0, -1, -0.001, math.nan, math.inf, 1e10, True, "5", 10**400], ids=repr)
+@pytest.mark.parametrize(
+    "timeout", [0, 0.0, -1, -0.001, math.nan, math.inf, 1e10, True, "5", 10**400], ids=lambda value: repr(value)[:8]
+)
 @pytest.mark.parametrize("call", TIMED.values(), ids=TIMED.keys())
 def test_a_deadline_that_is_none(
     connect: Connect, call: Callable[[safedb.Database, Any], Any], timeout: Any, tmp_path: Path

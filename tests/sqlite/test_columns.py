@@ -191,6 +191,25 @@ def test_a_description_that_does_not_fit_the_rows_is_made_anew(db: safedb.Databa
     fresh.close()
 
 
+def test_a_connection_that_was_opened_before_a_closing_is_not_kept(db: safedb.Database) -> None:
+    """In memory the description rests on a copy of the schema: one that was made before a change must not stay."""
+    engine: Any = db._engine
+    opened: list[stdlib.Connection] = []
+
+    def connect() -> stdlib.Connection:
+        opened.append(engine.connections.describer())
+        if len(opened) == 1:
+            fresh.close()  # another thread has changed the schema meanwhile
+        return opened[-1]
+
+    fresh = Columns(connect)
+    assert fresh.of(parse("SELECT flag FROM t"), 1) is not None
+    assert len(opened) == 2
+    with pytest.raises(stdlib.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
+    fresh.close()
+
+
 def test_without_typed_columns_nothing_is_described(tmp_path: Path) -> None:
     with safedb.connect(tmp_path / "app.db", schema="CREATE TABLE t(a INTEGER, b TEXT)") as db:
         engine: Any = db._engine

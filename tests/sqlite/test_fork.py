@@ -27,6 +27,7 @@ from safedb.sqlite import fork
 from safedb.sqlite.opening import registry
 
 GENEROUS = safedb.RetryPolicy(timeout=60.0)
+ENVIRON = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 LIMIT = 30.0
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -387,6 +388,7 @@ def test_a_child_that_ends_its_interpreter_does_not_undo_what_its_parent_does(
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PARENT.format(block=block, spill=spill), str(path)],
         capture_output=True,
+        env=ENVIRON,
         text=True,
         timeout=60,
     )

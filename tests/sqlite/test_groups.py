@@ -279,6 +279,45 @@ def test_an_interrupt_inside_a_function_is_its_own_outcome(patient: safedb.Datab
     assert values(patient) == ["a0", "a1", "b0", "b1"]
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("driver", ["statement", "function"])
+def test_an_interrupt_in_the_thread_that_commits_leaves_nobody_behind(
+    patient: safedb.Database, crew: Crew, monkeypatch: pytest.MonkeyPatch, driver: str, when: str
+) -> None:
+    """KeyboardInterrupt can come between any two bytecodes; here it comes just before COMMIT, or just after it."""
+    writer = patient._engine.writer  # type: ignore[attr-defined]
+    commit = writer.commit
+    commits: list[int] = []
+
+    def interrupted() -> None:
+        commits.append(1)
+        group = len(commits) == 2  # the first is that of the block which holds the line
+        if group and when == "before":
+            raise KeyboardInterrupt
+        commit()
+        if group:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "commit", interrupted)
+    with line_behind_a_block(patient, crew) as line:
+        workers = queue(line, patient, 3)
+        if driver == "function":
+            workers.append(line.add(function, patient, "3"))
+    hit = workers.pop(0 if driver == "statement" else -1)
+    error = hit.error()
+    assert isinstance(error, KeyboardInterrupt)
+    assert [worker.error() for worker in workers] == [None] * len(workers)
+    everything = {"0", "1", "2"} | ({"3"} if driver == "function" else set())
+    if when == "after":
+        assert any("is committed" in note for note in error.__notes__)
+        assert set(values(patient)) == everything
+    else:
+        assert not getattr(error, "__notes__", [])
+        assert set(values(patient)) == everything - {"0" if driver == "statement" else "3"}
+    assert len(values(patient)) == len(set(values(patient)))
+    assert insert(patient, "later").rowcount == 1
+
+
 # -- the whole transaction is lost ------------------------------------------------------------------------------------
 
 
@@ -617,7 +656,8 @@ def test_statements_of_one_text_in_one_group_do_what_they_do_one_by_one(
         return lambda: next(count)
 
     databases = [
-        connect(tmp_path / name, schema=ALIKE_SCHEMA, functions={"next": counter()}) for name in ("serial.db", "group.db")
+        connect(tmp_path / name, schema=ALIKE_SCHEMA, functions={"next": counter()})
+        for name in ("serial.db", "group.db")
     ]
     serial, group = databases
     group._engine.groups._patience = 60.0  # type: ignore[attr-defined]

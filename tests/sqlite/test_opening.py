@@ -24,6 +24,7 @@ from safedb.sqlite.engine import SqliteEngine
 from safedb.sqlite.opening import registry, wal_reset_race
 
 GENEROUS = safedb.RetryPolicy(timeout=60.0)
+ENVIRON = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 SCHEMA = "CREATE TABLE IF NOT EXISTS t(x INTEGER PRIMARY KEY)"
 
 Connect = Callable[..., safedb.Database]
@@ -101,7 +102,9 @@ def test_many_processes_that_open_at_once_all_succeed(path: Path) -> None:
         "db.execute('INSERT INTO t VALUES (NULL)'); db.close()"
     )
     processes = [
-        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRON
+        )
         for _ in range(6)
     ]
     for process in processes:
@@ -365,7 +368,7 @@ def test_no_descriptors_left_is_a_classified_error() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, "-c", code, f"{folder}/a.db"], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", code, f"{folder}/a.db"], capture_output=True, env=ENVIRON, text=True, timeout=60
         )
     assert done.stdout.split() == ["SQLITE_CANTOPEN", "True", "0"], done.stderr
 
@@ -473,7 +476,9 @@ def test_opening_gives_up_at_its_deadline_and_names_who_holds_the_file(connect: 
         "except safedb.LockTimeout as error: print(error)\n"
     )
     with db.transaction():
-        done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, env=ENVIRON, text=True, timeout=60
+        )
     assert f"pid {os.getpid()}" in done.stdout, done
 
 

@@ -24,6 +24,7 @@ from safedb.sqlite.writer import Writer
 from safedb.stats import Counters, Event, Hooks, Overrun, Retried
 
 GENEROUS = safedb.RetryPolicy(timeout=60.0)
+ENVIRON = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 SCHEMA = """
 CREATE TABLE parent(id INTEGER PRIMARY KEY);
 CREATE TABLE child(id INTEGER PRIMARY KEY, parent REFERENCES parent DEFERRABLE INITIALLY DEFERRED);
@@ -128,7 +129,7 @@ def run_child(code: str, *arguments: str, **environ: str) -> list[str]:
         capture_output=True,
         text=True,
         timeout=60,
-        env={**os.environ, "PYTHONPATH": str(Path(safedb.__file__).parents[1]), **environ},
+        env={**ENVIRON, **environ},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split("\n")[:-1]
@@ -330,7 +331,7 @@ def test_another_process_that_holds_the_turn_is_named(db: safedb.Database, path:
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(safedb.__file__).parents[1])},
+        env=ENVIRON,
     )  # fmt: skip
     assert holder.stdout is not None
     assert holder.stdout.readline() == "inside\n"

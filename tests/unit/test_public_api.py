@@ -111,7 +111,15 @@ def test_the_api_is_the_one_that_other_programs_are_written_against() -> None:
     }  # fmt: skip
     assert names(safedb.Transaction) >= {"execute", "executemany", "savepoint", "after_commit"}
     assert names(safedb.Snapshot) >= {"execute", "iterate"}
-    assert set(dir(safedb.Result(([], None, -1)))) >= {"fetchone", "fetchmany", "fetchall", "scalar", "one", "rowcount", "columns"}
+    assert set(dir(safedb.Result(([], None, -1)))) >= {
+        "fetchone",
+        "fetchmany",
+        "fetchall",
+        "scalar",
+        "one",
+        "rowcount",
+        "columns",
+    }
     assert set(inspect.signature(safedb.connect).parameters) >= {
         "target", "pragmas", "retry", "pool", "schema", "row_factory", "read_only", "functions", "collations",
         "on_event",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3 as stdlib
 import subprocess
@@ -19,6 +20,8 @@ import safedb
 from safedb import errors, retry
 from safedb.config import ResolvedRetryPolicy
 from safedb.retry import Phase, classify, code_of, is_busy, is_unknown_commit, run_again
+
+ENVIRON = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 class Clock:
@@ -222,7 +225,7 @@ def test_connect_imports_tenacity_and_the_package_does_not() -> None:
         "import sys, safedb; assert 'tenacity' not in sys.modules;"
         "db = safedb.connect('sqlite://'); assert 'tenacity' in sys.modules; db.close()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30, capture_output=True)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30, capture_output=True, env=ENVIRON)
 
 
 # -- classification ---------------------------------------------------------------------------------------------------
