@@ -132,16 +132,18 @@ class Database:
         the next statement raises. Where the work can be run again, `run_transaction` is faster under contention.
         """
         engine = self._engine
-        block = engine.begin(self._limit(timeout), self._retry)
-        tx = Transaction(engine, block.session, self._factory)
+        block = engine.block(self._limit(timeout), self._retry)
+        tx: Transaction | None = None
         try:
+            tx = Transaction(engine, engine.begin(block), self._factory)
             yield tx
             tx.finish()
+            engine.commit(block)
         except BaseException:
-            tx.close()
+            if tx is not None:
+                tx.close()
             engine.rollback(block)
             raise
-        engine.commit(block)
         tx.call_back()
 
     def run_transaction(self, fn: Callable[..., T], /, *args: Any, timeout: float | None = None, **kwargs: Any) -> T:

@@ -33,14 +33,6 @@ class SessionLike(Protocol):
         """Keep what came since, and remove it."""
 
 
-class BlockLike(Protocol):
-    """Be an open block."""
-
-    @property
-    def session(self) -> Any:
-        """Give what its statements run on."""
-
-
 class SnapshotLike(Protocol):
     """Read one fixed state."""
 
@@ -78,8 +70,11 @@ class Engine(Protocol):
     def decoded(self, statement: Statement, fetched: Fetched) -> Fetched:
         """Turn stored values into those of the declared types."""
 
-    def begin(self, timeout: float, policy: ResolvedRetryPolicy) -> Any:
-        """Open a block for the calling thread."""
+    def block(self, timeout: float, policy: ResolvedRetryPolicy) -> Any:
+        """Make a block for the calling thread; nothing is held yet."""
+
+    def begin(self, block: Any) -> SessionLike:
+        """Open a block; `commit` or `rollback` must follow, whatever comes."""
 
     def commit(self, block: Any) -> None:
         """Commit a block."""

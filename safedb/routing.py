@@ -34,6 +34,7 @@ class Traits:
     connection_bound: str | None
     pragma: tuple[str, bool] | None
     row: tuple[Token, Token] | None
+    returning: bool
 
 
 def examine(tokens: list[Token]) -> Traits:
@@ -53,6 +54,7 @@ def examine(tokens: list[Token]) -> Traits:
         transactional=inner not in _NOT_IN_A_TRANSACTION,
         connection_bound=_connection_bound(keyword, tokens),
         pragma=pragma,
+        returning=any(token.keyword == "RETURNING" for token in _outside_parentheses(tokens)),
         row=_one_row(tokens) if keyword in {"INSERT", "REPLACE"} else None,
     )
 

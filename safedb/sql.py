@@ -39,7 +39,7 @@ class Statement:
     ``transactional`` is False for what has to run outside a transaction. ``connection_bound`` is the remedy where the
     answer depends on the connection, so that only a transaction's owner may ask. ``pragma`` is the lower-case name, and
     whether it is set (or done: ``wal_checkpoint``) and not merely read. ``row`` is where in ``sql`` an INSERT of one
-    row of plain values has it, in parentheses: None for all other statements.
+    row of plain values has it, in parentheses: None for all other statements. ``returning``: it has a RETURNING clause.
     """
 
     source: str
@@ -53,6 +53,7 @@ class Statement:
     connection_bound: str | None = None
     pragma: tuple[str, bool] | None = None
     row: tuple[int, int] | None = None
+    returning: bool = False
 
     def bind(self, params: Params) -> tuple[Any, ...]:
         """Arrange parameters in the order of the placeholders, as values that the database stores unchanged.
@@ -236,6 +237,7 @@ def _read(source: str, tokens: list[Token], dialect: Dialect, start: int, end: i
         transactional=traits.transactional,
         connection_bound=traits.connection_bound,
         pragma=traits.pragma,
+        returning=traits.returning,
         row=_row(traits.row, tokens, start) if sql == source[start:end] else None,
     )
 

@@ -47,18 +47,17 @@ class Blocks:
         self._counters = counters
         self._hooks = hooks
 
-    def begin(self, deadline: float, policy: ResolvedRetryPolicy) -> Block:
-        """Take a turn and open a transaction; `commit` or `rollback` must follow, in the same thread."""
-        block = Block(deadline, policy)
-        try:
-            self.take(block)
-            self._writer.begin(deadline, policy)
-            block.session = Session(self._writer, deadline=deadline)
-            block.session.open()
-        except BaseException:
-            self._abandon(block)
-            raise
-        return block
+    def begin(self, block: Block) -> Session:
+        """Take a turn and open a transaction; `commit` or `rollback` must follow in the same thread, whatever comes.
+
+        The caller makes the block before it calls this, inside its ``try``: so there is no moment in which an interrupt
+        could leave a turn with nobody who knows of it.
+        """
+        self.take(block)
+        self._writer.begin(block.deadline, block.policy)
+        block.session = Session(self._writer, deadline=block.deadline)
+        block.session.open()
+        return block.session
 
     def commit(self, block: Block) -> None:
         """Commit, and give up the turn in any case. When this returns the block's writes are durable.

@@ -50,12 +50,15 @@ class Columns:
             found = self._known[statement.source]
         except KeyError:
             found = self._describe(statement)
-        if (
-            found is not None and len(found) != width
-        ):  # the schema has changed since the statement ran, or was described
+        if found is not None and len(found) != width:  # the schema has changed since it ran, or was described
             self.forget()
             found = self._describe(statement)
         return found if found is None or len(found) == width else None
+
+    def describe(self, statement: Statement) -> None:
+        """Find out about a statement before it runs, so that nothing need be asked afterwards."""
+        if statement.source not in self._known:
+            self._describe(statement)
 
     def forget(self) -> None:
         """Forget all statements: the schema has changed."""
@@ -79,19 +82,6 @@ class Columns:
             self._closings += 1
         if connection is not None:
             connection.close()
-
-    def _connected(self) -> sqlite3.Connection:
-        """Give the connection that describes; it is opened without the mutex, for that may have to wait for a turn."""
-        connection = self._connection
-        if connection is None:
-            opened = self._connect()
-            with self._mutex:
-                if self._connection is None:
-                    self._connection = opened
-                connection = self._connection
-            if connection is not opened:
-                opened.close()
-        return connection
 
     def _describe(self, statement: Statement) -> Decoders | None:
         closings = self._closings

@@ -194,8 +194,10 @@ class SqliteEngine:
         self._wake()
         if statement.route is Route.EXCLUSIVE:
             return self.decoded(statement, self._exclusive(statement, values, deadline, policy))
+        if statement.returning:
+            self.columns.describe(statement)  # now, where it may fail: after COMMIT nothing may
         outcome: Outcome = self.groups.submit(StatementJob(statement.sql, values, deadline, policy, row=statement.row))
-        return self.decoded(statement, outcome)
+        return self.decoded(statement, outcome) if outcome[1] else outcome
 
     def _exclusive(
         self, statement: Statement, values: Sequence[Any], deadline: float, policy: ResolvedRetryPolicy
@@ -214,13 +216,12 @@ class SqliteEngine:
             self._forget_schema()
 
     def _in_block(self, deadline: float, policy: ResolvedRetryPolicy, work: Callable[[Session], T]) -> T:
-        block = self.blocks.begin(deadline, policy)
+        block = Block(deadline, policy)
         try:
-            result = work(block.session)
-        except BaseException:
+            result = work(self.blocks.begin(block))
+            self.blocks.commit(block)
+        finally:
             self.blocks.rollback(block)
-            raise
-        self.blocks.commit(block)
         return result
 
     def execute_many(self, sql: str, rows: Any, timeout: float, policy: ResolvedRetryPolicy) -> int:
@@ -328,13 +329,17 @@ class SqliteEngine:
 
     # -- transactions -----------------------------------------------------------------------------------------------
 
-    def begin(self, timeout: float, policy: ResolvedRetryPolicy) -> Block:
-        """Open a block for the calling thread."""
+    def block(self, timeout: float, policy: ResolvedRetryPolicy) -> Block:
+        """Make a block for the calling thread; nothing is held yet."""
         self._enter_check()
         self._wake()
-        block = self.blocks.begin(monotonic() + timeout, policy)
+        return Block(monotonic() + timeout, policy)
+
+    def begin(self, block: Block) -> Session:
+        """Open a block; `commit` or `rollback` must follow, whatever comes."""
+        session = self.blocks.begin(block)
         self.inside[block.thread] = "a transaction"
-        return block
+        return session
 
     def commit(self, block: Block) -> None:
         """Commit a block; it is over, whatever this raises."""
@@ -345,9 +350,10 @@ class SqliteEngine:
             self._settle_schema()
 
     def rollback(self, block: Block) -> None:
-        """Roll a block back."""
+        """Roll a block back, whether or not it was opened. Idempotent."""
+        if self.turns.holder is block:
+            self.inside.pop(block.thread, None)
         self.blocks.rollback(block)
-        self.inside.pop(block.thread, None)
         self._settle_schema()
 
     def run_function(self, body: Callable[[Session], T], timeout: float, policy: ResolvedRetryPolicy) -> T:

@@ -419,7 +419,8 @@ def test_savepoints_keep_and_undo_and_nest(db: safedb.Database) -> None:
 
 def test_a_rollback_to_after_the_transaction_is_lost_does_nothing(db: safedb.Database) -> None:
     engine = engine_of(db)
-    held = engine.begin(30.0, engine.policy)
+    held = engine.block(30.0, engine.policy)
+    engine.begin(held)
     held.session.run("INSERT INTO t VALUES (1)", ())
     engine.writer.rollback()  # as SQLite does by itself
     held.session.rollback_to("anything")
