@@ -48,16 +48,15 @@ LEARNT = 4096  # texts of statements that something is remembered of
 LONGEST_LEARNT = 10_000  # characters of such a text
 
 
-class Read:
-    """Be what is known of a read that was run before: how to bind it, and how to decode its columns."""
+class Plan:
+    """Be what is known of a statement that was run before: where it goes, and how its columns are decoded."""
 
-    __slots__ = ("bind", "decoders", "sql", "statement", "width")
+    __slots__ = ("decoders", "statement", "width", "writes")
 
-    def __init__(self, statement: Statement) -> None:
+    def __init__(self, statement: Statement, *, writes: bool) -> None:
         self.statement = statement
-        self.bind = statement.bind
-        self.sql = statement.sql
-        self.width = 0  # columns, once it has been run
+        self.writes = writes  # it goes to the writer: a reader may turn out to refuse it
+        self.width = 0  # columns of a read, once it has been run
         self.decoders: Decoders | None = None
 
 
@@ -88,9 +87,8 @@ class SqliteEngine:
         self.snapping: set[int] = set()  # threads inside a snapshot
         self.identity: tuple[int, int] | None = None
         self._forking: Exclusive | None = None  # holds the turn while the process is copied
-        self._reads: dict[str, Read] = {}  # reads that were run before, by their text
+        self._plans: dict[str, Plan] = {}  # by text
         self._changing: set[int] = set()  # threads whose open transaction has changed the schema
-        self._learnt: set[str] = set()  # texts that turned out to write
         self._build()
 
     def _build(self) -> None:
@@ -123,75 +121,67 @@ class SqliteEngine:
 
     def execute(self, sql: str, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
         """Run one statement in a transaction of its own."""
-        read = self._reads.get(sql)
-        if read is None or self.inside or self.snapping or self.watcher.asleep:
-            read = self._look_up(sql)
-            if read is None:
-                return self._write(parse(sql), params, timeout, policy)
+        plan = self._plans.get(sql)
+        if plan is None or self.inside or self.snapping or self.watcher.asleep:
+            plan = self._plan(sql)
+        if plan.writes:
+            return self._write(plan.statement, params, timeout, policy)
+        statement = plan.statement
         try:
-            rows, description, count = self.readers.run(read.sql, read.bind(params), timeout, policy)
+            rows, description, count = self.readers.run(statement.sql, statement.bind(params), timeout, policy)
         except WritesAfterAll:  # refused at once: nothing of the timeout is used up
-            return self._write_after_all(read.statement, params, timeout, policy)
-        if read.decoders is not None or len(description) != read.width:
-            rows = self._typed(read, rows, len(description))
+            return self._write_after_all(plan, params, timeout, policy)
+        if plan.decoders is not None or len(description) != plan.width:
+            rows = self._typed(plan, rows, len(description))
         return rows, description, count
 
-    def _look_up(self, sql: str) -> Read | None:
-        """Say what a read needs, or None for what goes to the writer; refuse what may not be run here and now."""
+    def _plan(self, sql: str) -> Plan:
+        """Find out where a statement goes; refuse what may not be run here and now."""
         statement = parse(sql)
         if self.inside or self.snapping:
             self.refuse_reentry(reading=statement.route is Route.READ)
         if statement.connection_bound:
             raise errors.ProgrammingError(f"{shorten(sql)}: {statement.connection_bound}")
-        if statement.route is not Route.READ or self.path is None or sql in self._learnt:
-            return None
         if self.watcher.asleep:
             self.watcher.wake()
-        read = self._reads.get(sql)
-        if read is None:
-            read = Read(statement)
-            if len(self._reads) >= LEARNT:
-                self._reads.clear()
+        plan = self._plans.get(sql)
+        if plan is None:
+            plan = Plan(statement, writes=statement.route is not Route.READ or self.path is None)
+            if len(self._plans) >= LEARNT:
+                self._plans.clear()
             if len(sql) <= LONGEST_LEARNT:
-                self._reads[sql] = read
-        return read
+                self._plans[sql] = plan
+        return plan
 
-    def _typed(self, read: Read, rows: list[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
+    def _typed(self, plan: Plan, rows: list[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
         """Decode rows; at first, and when another process has changed the table, find out how."""
-        if read.width != width:
-            if read.width:
+        if plan.width != width:
+            if plan.width:
                 self._forget_schema()
-            read.decoders, read.width = self.columns.of(read.statement, width), width
-        return rows if read.decoders is None else decode_rows(rows, read.decoders)
+            plan.decoders, plan.width = self.columns.of(plan.statement, width), width
+        return rows if plan.decoders is None else decode_rows(rows, plan.decoders)
 
-    def _write_after_all(
-        self, statement: Statement, params: Any, timeout: float, policy: ResolvedRetryPolicy
-    ) -> Fetched:
+    def _write_after_all(self, plan: Plan, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
         """Run a statement that looked like a read where it can write, and remember that it does."""
         if self.read_only:
-            raise self._read_only_error(statement)
-        self._remember(statement)
-        return self._write(statement, params, timeout, policy)
-
-    def _remember(self, statement: Statement) -> None:
-        """Remember that a statement which looks like a read writes."""
-        self._reads.pop(statement.source, None)
-        if len(self._learnt) < LEARNT and len(statement.source) <= LONGEST_LEARNT:
-            self._learnt.add(statement.source)
+            raise self._read_only_error(plan.statement)
+        plan.writes = True
+        return self._write(plan.statement, params, timeout, policy)
 
     def _forget_schema(self) -> None:
         """Forget what rests on the schema: it has changed, or may have."""
         self.columns.forget()
         if self.path is None:
             self.columns.close()  # it describes by a copy
-        self._reads.clear()
+        self._plans.clear()
 
     def _write(self, statement: Statement, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
         if self.read_only:
             raise self._read_only_error(statement)
         values = statement.bind(params)
         deadline = monotonic() + timeout
-        self._wake()
+        if self.checkpointer.asleep or self.watcher.asleep:
+            self._wake()
         if statement.route is Route.EXCLUSIVE:
             return self.decoded(statement, self._exclusive(statement, values, deadline, policy))
         if statement.returning:
@@ -515,7 +505,7 @@ class SqliteEngine:
         """End what is overdue; the watcher's chore."""
         self.turns.repair()
         if self.path is not None and self.columns.schema_changed():
-            self._reads.clear()
+            self._plans.clear()
         self.groups.break_up(now)
         self.readers.interrupt_overdue(now)
         limited = self.snapshots.expire(now)

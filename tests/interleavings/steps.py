@@ -21,18 +21,21 @@ class Interrupted(BaseException):
 class Unforgiving(Scheduler):
     """Let deadlines beyond half of `FAR` never pass, so that no timeout covers a wake-up that was lost."""
 
+    unwinding = 0  # interrupts that were raised; a thread that has cleaned up counts itself out
+    raised = 0  # interrupts that were raised
+
     def _acquire(self, lock: VirtualLock, blocking: bool, timeout: float, *, atomic: bool = False) -> bool:
         return super()._acquire(lock, blocking, -1 if timeout > FAR / 2 else timeout, atomic=atomic)
+
+    def _raise(self, me: Any) -> None:
+        self.unwinding += 1
+        self.raised += 1
+        super()._raise(me)
 
     @property
     def now(self) -> float:
         """Look at the clock, which is no step."""
         return self._now
-
-    @property
-    def draw(self) -> Any:
-        """Be the schedule's own source of chance."""
-        return self._random
 
     def sleep(self, seconds: float) -> None:
         """Let at least ``seconds`` pass."""

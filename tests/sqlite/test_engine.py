@@ -89,8 +89,8 @@ def test_a_write_takes_a_turn(db: safedb.Database, sql: str) -> None:
 def test_what_only_sqlite_knows_to_write_is_learnt_from_its_refusal(db: safedb.Database) -> None:
     """A pragma of a form that reads, and yet writes, looks like a read until a reader refuses it."""
     engine = engine_of(db)
-    statement = parse("SELECT 1")
-    engine._remember(statement)
+    db.execute("SELECT 1")
+    engine._plans["SELECT 1"].writes = True
     turns = db.stats().turns
     assert db.execute("SELECT 1").fetchall() == [(1,)]
     assert db.stats().turns == turns + 1, "it is known to write, and goes to the writer"
@@ -105,7 +105,7 @@ def test_a_statement_that_a_reader_refuses_goes_to_the_writer_and_is_remembered(
     # The lexer itself finds every WITH that writes that we know of.
     monkeypatch.setattr(engine_module, "parse", lambda text: as_read(real(text)))
     assert db.execute(sql).rowcount == 1
-    assert sql in engine._learnt
+    assert engine._plans[sql].writes
     with monkeypatch.context() as patch:
         patch.setattr(engine.readers, "run", lambda *_: pytest.fail("a reader was asked again"))
         assert db.execute(sql).rowcount == 1
@@ -139,14 +139,11 @@ def test_what_is_remembered_of_statements_is_bounded(db: safedb.Database, monkey
     for number in range(12):
         assert db.execute(f"SELECT {number}").scalar() == number
         assert db.execute(f"SELECT {number}").scalar() == number
-        engine._remember(parse(f"SELECT {number}, 'writes'"))
+        db.execute("INSERT INTO t VALUES (?, ?)" + " " * number, (number, "a"))
     long = f"SELECT '{'x' * 50}'"
     assert len(db.execute(long).scalar()) == 50
-    engine._remember(parse(long))
-    assert len(engine._reads) <= 4
-    assert len(engine._learnt) <= 4
-    assert long not in engine._reads
-    assert long not in engine._learnt
+    assert len(engine._plans) <= 4
+    assert long not in engine._plans
 
 
 def test_what_depends_on_the_connection_is_refused_with_the_remedy(db: safedb.Database) -> None:
@@ -260,9 +257,9 @@ def test_what_is_known_of_a_read_is_forgotten_when_the_schema_changes(db: safedb
         lambda: db.executescript("ALTER TABLE t ADD COLUMN b BOOLEAN"),
     ):
         db.execute(sql)
-        assert sql in engine._reads
+        assert sql in engine._plans
         change()
-        assert sql not in engine._reads
+        assert sql not in engine._plans
     db.execute("INSERT INTO t(a, b) VALUES (1, 0)")
     assert db.execute(sql).fetchall() == [(None, None, True, False)]
     other = stdlib.connect(path)
