@@ -153,6 +153,8 @@ class Database:
         no effects but through ``tx``; others belong into ``tx.after_commit``. ``timeout`` is safedb's own: one meant
         for ``fn`` goes through `functools.partial`.
         """
+        if not callable(fn):
+            raise errors.InterfaceError(f"run_transaction takes a function of a transaction, not {fn!r}")
         engine, factory = self._engine, self._factory
         last: list[Transaction] = []
 
@@ -161,10 +163,10 @@ class Database:
             last[:] = [tx]
             try:
                 value = fn(tx, *args, **kwargs)
-                if hasattr(value, "__await__"):
+                if hasattr(value, "__await__") or hasattr(value, "gi_frame"):
                     getattr(value, "close", int)()  # else Python warns of a coroutine that was never awaited
                     raise errors.InterfaceError(
-                        f"{fn!r} is a coroutine function; run_transaction calls plain functions"
+                        f"{fn!r} is a coroutine or generator function, whose call runs nothing: give a plain one"
                     )
                 tx.finish()
                 return value

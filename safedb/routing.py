@@ -204,8 +204,8 @@ def _pragma(tokens: list[Token]) -> tuple[str, bool]:
 
 _ROWID = "ask for ids with RETURNING, or run both statements in one `with db.transaction() as tx:`"
 _CHANGES = "use the result's rowcount, or run both statements in one `with db.transaction() as tx:`"
-_TEMPORARY = "temporary objects belong to one connection, and db uses several: use an ordinary table"
-_ATTACHED = (
+TEMPORARY = "temporary objects belong to one connection, and db uses several: use an ordinary table"
+ATTACHED = (
     "an attached database belongs to one connection, and a commit over two files is atomic for each alone: open it "
     "with a safedb.connect() of its own"
 )
@@ -216,9 +216,9 @@ _BEFORE_A_TABLE = frozenset({"FROM", "JOIN", "INTO", "UPDATE", "TABLE", "VIEW", 
 def _connection_bound(keyword: str, tokens: list[Token]) -> str | None:
     """Say what to do instead, where another connection would give another answer."""
     if keyword in {"ATTACH", "DETACH"}:
-        return _ATTACHED
+        return ATTACHED
     if keyword == "CREATE" and len(tokens) > 1 and tokens[1].keyword in {"TEMP", "TEMPORARY"}:
-        return _TEMPORARY
+        return TEMPORARY
     texts = [token.text for token in tokens] + ["", ""]
     before = ""
     for position, token in enumerate(tokens):
@@ -233,10 +233,10 @@ def _connection_bound(keyword: str, tokens: list[Token]) -> str | None:
 def _bound_name(name: str, before: str, after: list[str], keyword: str) -> str | None:
     """Look at one name, the word in front of it and the two pieces of text behind it."""
     if name in {"sqlite_temp_schema", "sqlite_temp_master"}:
-        return _TEMPORARY
+        return TEMPORARY
     # Anyone may call a table's alias "temp": only where a table is named is it the schema of that name.
     if name == "temp" and after[0] == "." and before in _BEFORE_A_TABLE:
-        return _TEMPORARY
+        return TEMPORARY
     if keyword == "CREATE":  # a trigger's changes() is asked by the connection that fires it
         return None
     if name == "currval" and after[0] == "(":

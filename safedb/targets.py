@@ -94,6 +94,8 @@ def parse_url(url: str, where: str, *, cwd: str | None = None) -> Target:
     """Read a URL; ``where`` tells in errors where it came from."""
     if url == ":memory:":
         return Target("sqlite")
+    if any("\ud800" <= character <= "\udfff" for character in url):
+        raise ConfigError(f"{where} holds half of a surrogate pair, which no URL can; percent-encode the path's bytes")
     scheme = _SCHEME.match(url)
     if scheme is None:
         raise ConfigError(f"{where}, {masked(url)!r}, has no scheme; {_without_scheme(url)}")

@@ -26,11 +26,10 @@ class Transaction:
         self._session = session
         self._factory = factory
         self._ident = threading.get_ident()
-        self._depth = 0
         self._names = 0
         self._open = True
         self._callbacks: list[Callable[[], Any]] = []
-        self._levels: list[int] = []  # how many callbacks there were when each open savepoint was set
+        self._savepoints: list[Savepoint] = []  # the open ones, the innermost last
         self._poison: BaseException | None = None
 
     def __repr__(self) -> str:
@@ -74,6 +73,7 @@ class Transaction:
     def finish(self) -> None:
         """End it; raise `TransactionAborted` where an error was swallowed."""
         self._open = False
+        self._check_thread()
         if self._poison is not None:
             raise errors.TransactionAborted(
                 f"the transaction on {self._engine.name} was rolled back, because a statement in it had failed "
@@ -104,10 +104,7 @@ class Transaction:
             raise
 
     def _check(self) -> None:
-        if threading.get_ident() != self._ident:
-            raise errors.InterfaceError(
-                "this transaction belongs to the thread that entered it; open one in the thread that needs it"
-            )
+        self._check_thread()
         if not self._open:
             raise errors.DatabaseClosed(f"this transaction on {self._engine.name} has ended; open another")
         if self._poison is not None:
@@ -116,6 +113,12 @@ class Transaction:
                 "nothing more until it is rolled back, or to a savepoint"
             ) from self._poison
 
+    def _check_thread(self) -> None:
+        if threading.get_ident() != self._ident:
+            raise errors.InterfaceError(
+                "this transaction belongs to the thread that entered it; open one in the thread that needs it"
+            )
+
 
 class Savepoint:
     """Be a part of a transaction that can be rolled back alone."""
@@ -123,10 +126,13 @@ class Savepoint:
     def __init__(self, transaction: Transaction) -> None:
         self._transaction = transaction
         self._name = ""
+        self._callbacks = 0  # how many there were when it was set
 
     def __enter__(self) -> Savepoint:
         tx = self._transaction
         tx._check()
+        if self in tx._savepoints:
+            raise errors.InterfaceError("this savepoint is open already: make another with tx.savepoint()")
         tx._names += 1
         self._name = f"safedb_{tx._names}"  # unique: a reused name would nest (H46a)
         try:
@@ -134,21 +140,25 @@ class Savepoint:
         except errors.Error as error:
             tx._poison = error
             raise
-        tx._levels.append(len(tx._callbacks))
+        self._callbacks = len(tx._callbacks)
+        tx._savepoints.append(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         tx = self._transaction
+        tx._check_thread()
         if not tx._open:
             return
-        kept = tx._levels.pop()
+        if not tx._savepoints or tx._savepoints[-1] is not self:
+            raise errors.InterfaceError("this savepoint is not the innermost open one: leave each once, the last first")
+        tx._savepoints.pop()
         poison = tx._poison
         if error is None and poison is None:
             self._end(tx, tx._session.release)
             return
-        del tx._callbacks[kept:]
+        del tx._callbacks[self._callbacks :]
         if not isinstance(error, Exception | None) or tx._session.lost is not None:
             return  # the whole transaction goes
         self._end(tx, tx._session.rollback_to)
@@ -198,17 +208,14 @@ class Snapshot:
             raise errors.InterfaceError(f"batch = {batch!r} is no number of rows; give 1 or more")
         statement = self._engine.statement(sql)
         values = statement.bind(params)
-        return self._rows(statement, values, batch)
+        return Rows(self._check, self._rows(statement, values, batch))
 
     def _rows(self, statement: Any, values: Sequence[Any], batch: int) -> Iterator[Any]:
-        self._check()
         batches = self._session.iterate(statement.sql, values, batch, self._timeout)
         try:
             for rows, description in batches:
                 fetched = self._engine.decoded(statement, (rows, description, len(rows)))
-                for row in Result(fetched, self._factory).fetchall():
-                    yield row
-                    self._check()
+                yield from Result(fetched, self._factory).fetchall()
         finally:
             batches.close()  # type: ignore[attr-defined]
 
@@ -223,6 +230,26 @@ class Snapshot:
             )
         if not self._open:
             raise errors.DatabaseClosed(f"this snapshot of {self._engine.name} has ended; open another")
+
+
+class Rows(Iterator[Any]):
+    """Give rows one by one.
+
+    What is refused is refused before the generator is entered: an error in there would end it, and the owner would see
+    a result that is shorter and looks whole.
+    """
+
+    def __init__(self, check: Callable[[], None], rows: Iterator[Any]) -> None:
+        self._check = check
+        self._rows = rows
+
+    def __next__(self) -> Any:
+        self._check()
+        return next(self._rows)
+
+    def close(self) -> None:
+        """Read no more, and let go of what is open."""
+        self._rows.close()  # type: ignore[attr-defined]
 
 
 def check_rows(params_seq: object) -> None:

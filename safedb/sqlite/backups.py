@@ -20,7 +20,6 @@ from safedb.retry import classify
 from safedb.sqlite import location
 from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.snapshots import SnapshotSession
-from safedb.sqlite.writer import DRIVER_ERRORS
 
 PAGES = 1024  # a step: between two of them others may run, and the deadline is looked at
 
@@ -45,10 +44,12 @@ def copy(
         _sync(partial)
         os.replace(partial, target)  # noqa: PTH105
         _sync(os.path.dirname(target))  # noqa: PTH120
-    except DRIVER_ERRORS as error:
-        raise classify(error, doing=f"backup to {target}") from error
+    except errors.Error:
+        raise
     except OSError as error:
         raise errors.OperationalError(f"backup to {target}: {error.strerror}; look at the folder") from error
+    except sqlite3.Error as error:
+        raise classify(error, doing=f"backup to {target}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             Path(partial).unlink()

@@ -129,6 +129,8 @@ class Blocks:
                         raise
                     result: T = writer.wait_for_foreigners(lambda: work(writer), deadline, policy)
                     return result
+            except errors.Error:
+                raise
             except DRIVER_ERRORS as error:
                 raise classify(error, doing=doing) from error
 

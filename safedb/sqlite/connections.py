@@ -135,6 +135,12 @@ def _classified(what: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
+        if is_busy(error):
+            raise errors.LockTimeout(
+                f"{what}: another program held a lock on it until the deadline (a transaction, a backup, or "
+                "locking_mode=EXCLUSIVE); end it, or raise the timeout",
+                sqlite_errorname=error.sqlite_errorname,
+            ) from error
         raise classify(error, doing=what, phase=Phase.BEGIN) from error
 
 

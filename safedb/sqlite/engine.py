@@ -7,6 +7,8 @@ queue. What is tuned for the file (pragmas, pool, functions) must agree among th
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -17,16 +19,16 @@ from safedb import errors
 from safedb.config import ResolvedPoolConfig, ResolvedPragmas, ResolvedRetryPolicy
 from safedb.engine import Fetched
 from safedb.retry import classify
-from safedb.routing import Route
+from safedb.routing import ATTACHED, TEMPORARY, Route
 from safedb.sql import Statement, parse
-from safedb.sqlite import backups
+from safedb.sqlite import backups, location
 from safedb.sqlite import pragmas as pragma_rules
 from safedb.sqlite.blocks import Block, Blocks, Exclusive
 from safedb.sqlite.checkpoints import Checkpoints
 from safedb.sqlite.columns import Columns, Decoders
 from safedb.sqlite.connections import Connections, Extras
 from safedb.sqlite.driver import sqlite3
-from safedb.sqlite.groups import FunctionJob, Groups, StatementJob
+from safedb.sqlite.groups import FunctionJob, Groups, Job, StatementJob
 from safedb.sqlite.keeper import Keeper
 from safedb.sqlite.readers import Reader, Readers, WritesAfterAll
 from safedb.sqlite.session import Session, shorten
@@ -36,6 +38,7 @@ from safedb.sqlite.turns import Turns
 from safedb.sqlite.writer import DRIVER_ERRORS, IDLE, Outcome, Writer
 from safedb.stats import Counters, Hooks, Stats
 from safedb.types import decode_rows
+from safedb.values import suggest
 
 T = TypeVar("T")
 
@@ -85,6 +88,7 @@ class SqliteEngine:
         self.hooks = Hooks()
         self.inside: dict[int, str] = {}  # threads inside a write transaction, by ident: what it is
         self.snapping: set[int] = set()  # threads inside a snapshot
+        self.gone: str | None = None  # why nothing more is read or written: the file is not there any more
         self.identity: tuple[int, int] | None = None
         self._forking: Exclusive | None = None  # holds the turn while the process is copied
         self._plans: dict[str, Plan] = {}  # by text
@@ -142,6 +146,7 @@ class SqliteEngine:
             self.refuse_reentry(reading=statement.route is Route.READ)
         if statement.connection_bound:
             raise errors.ProgrammingError(f"{shorten(sql)}: {statement.connection_bound}")
+        self._check_file()
         if self.watcher.asleep:
             self.watcher.wake()
         plan = self._plans.get(sql)
@@ -149,7 +154,7 @@ class SqliteEngine:
             plan = Plan(statement, writes=statement.route is not Route.READ or self.path is None)
             if len(self._plans) >= LEARNT:
                 self._plans.clear()
-            if len(sql) <= LONGEST_LEARNT:
+            if len(sql) <= LONGEST_LEARNT and self.gone is None:
                 self._plans[sql] = plan
         return plan
 
@@ -182,6 +187,7 @@ class SqliteEngine:
         deadline = monotonic() + timeout
         if self.checkpointer.asleep or self.watcher.asleep:
             self._wake()
+        self._refuse_own_turn()
         if statement.route is Route.EXCLUSIVE:
             return self.decoded(statement, self._exclusive(statement, values, deadline, policy))
         if statement.returning:
@@ -224,6 +230,7 @@ class SqliteEngine:
         if not values:
             return 0
         self._wake()
+        self._refuse_own_turn()
         if len(values) * max(statement.parameters, 1) > MANY_VALUES:
             return self._in_block(deadline, policy, lambda session: session.run(statement.sql, values, many=True)[2])
         outcome: Outcome = self.groups.submit(StatementJob(statement.sql, values, deadline, policy, many=True))
@@ -249,6 +256,7 @@ class SqliteEngine:
             if statement.connection_bound:
                 raise errors.ProgrammingError(f"{shorten(statement.source)}: {statement.connection_bound}")
         self._wake()
+        self._refuse_own_turn()
         deadline = monotonic() + timeout
 
         def work(session: Session) -> None:
@@ -263,8 +271,9 @@ class SqliteEngine:
     def statement(self, sql: str) -> Statement:
         """Read a statement that is to run inside a transaction or a snapshot, or refuse it."""
         statement = parse(sql)
-        if statement.route is Route.EXCLUSIVE:
+        if statement.route is Route.EXCLUSIVE or statement.connection_bound:
             check_in_transaction(statement)
+        if statement.route is Route.EXCLUSIVE:
             self._touch_schema()
         return statement
 
@@ -365,9 +374,19 @@ class SqliteEngine:
             self._settle_schema()
         return result
 
+    def _refuse_own_turn(self) -> None:
+        """Raise where this thread has the turn already: an SQL function or a hook calls from inside it."""
+        holder = self.turns.holder
+        if isinstance(holder, Job) and holder.thread == threading.get_ident():
+            raise errors.ReentrancyError(
+                f"this thread is running a statement on {self.name}: a write from an SQL function, a collation or an "
+                "on_event hook would wait for itself. Let it only compute"
+            )
+
     def _enter_check(self) -> None:
         if self.inside:
             self.refuse_reentry(reading=False)
+        self._refuse_own_turn()
         if self.read_only:
             raise errors.ProgrammingError(f"{self.name} was opened read-only: read in db.snapshot()", sqlstate="25006")
         if self.path is None and self.snapping:
@@ -495,7 +514,22 @@ class SqliteEngine:
             sqlstate="25006",
         )
 
+    def _check_file(self) -> None:
+        """Refuse to go on where the file was deleted or replaced: writes would go into the void (H41)."""
+        if self.gone is None and self.identity is not None and location.identity(self.name) != self.identity:
+            self.gone = (
+                f"{self.name} was deleted, moved or replaced while it was open, so nothing more is read from it or "
+                "written to it, and what was written since may be gone with it. Close its handles, and connect again"
+            )
+            self.writer.refusal = self.gone
+            self.connections.refuse(self.gone)
+            self._plans.clear()
+        if self.gone is not None:
+            raise errors.OperationalError(self.gone)
+
     def _wake(self) -> None:
+        if self.gone is not None or self.watcher.asleep:
+            self._check_file()
         if self.watcher.asleep:
             self.watcher.wake()
         if self.checkpointer.asleep and self.path is not None and not self.read_only:
@@ -503,6 +537,9 @@ class SqliteEngine:
 
     def _watch(self, now: float) -> bool:
         """End what is overdue; the watcher's chore."""
+        if self.gone is None:
+            with contextlib.suppress(errors.OperationalError):  # the callers are told
+                self._check_file()
         self.turns.repair()
         if self.path is not None and self.columns.schema_changed():
             self._plans.clear()
@@ -526,10 +563,13 @@ class SqliteEngine:
         self.readers.close()
         self.columns.close()
         try:
+            self.writer.refusal = None
             with self.blocks.exclusive(monotonic() + timeout, self.policy) as writer:
-                if self.path and self.checkpoints.wal_bytes():
+                if self.path and self.gone is None and self.checkpoints.wal_bytes():
                     writer.cursor()
                 writer.close()
+        except errors.Error:
+            raise
         except DRIVER_ERRORS as error:
             raise classify(error, doing=f"closing {self.name}") from error
         finally:
@@ -600,18 +640,35 @@ class SqliteEngine:
         return inherited
 
 
+@functools.cache
+def known_pragmas() -> frozenset[str]:
+    """List the pragmas that this build of SQLite has."""
+    connection = sqlite3.connect(":memory:")
+    try:
+        return frozenset(name for (name,) in connection.execute("PRAGMA pragma_list"))
+    finally:
+        connection.close()
+
+
 def check_pragma(statement: Statement) -> None:
     """Refuse a pragma that safedb owns."""
     if statement.pragma is not None:
         name, setting = statement.pragma
+        known = known_pragmas()
+        if name not in known:
+            raise errors.ProgrammingError(
+                f"there is no PRAGMA {name}{suggest(name, known)}; SQLite itself would ignore it in silence"
+            )
         reason = pragma_rules.refusal(name, setting=setting)
         if reason:
             raise errors.ProgrammingError(reason)
 
 
 def check_in_transaction(statement: Statement) -> None:
-    """Refuse what cannot run inside a transaction, or would outlive it."""
+    """Refuse what cannot run inside a transaction, or would outlive it on the connection that all writers share."""
     check_pragma(statement)
+    if statement.connection_bound in (TEMPORARY, ATTACHED):
+        raise errors.ProgrammingError(f"{shorten(statement.source)}: {statement.connection_bound}")
     if not statement.transactional and statement.pragma is None:
         raise errors.ProgrammingError(
             f"{statement.keyword} cannot run inside a transaction: call it through db.execute"
@@ -623,4 +680,8 @@ def check_many(statement: Statement) -> None:
     if statement.route is not Route.WRITE:
         raise errors.ProgrammingError(
             "executemany takes INSERT, UPDATE, DELETE or REPLACE; use execute, or executescript"
+        )
+    if statement.returning:
+        raise errors.ProgrammingError(
+            "executemany returns a row count and no rows: leave out RETURNING, or call execute for each"
         )

@@ -66,7 +66,7 @@ from safedb.config import ResolvedRetryPolicy
 from safedb.retry import INTERRUPT, classify, code_of, is_unknown_commit
 from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.session import Restart, Session, shorten
-from safedb.sqlite.turns import ABOARD, CROWDED, HOLDING, NEW, SERVED, Ticket, Turns
+from safedb.sqlite.turns import ABOARD, CROWDED, HOLDING, LOBBY, NEW, SERVED, WAITING, Ticket, Turns
 from safedb.sqlite.writer import DRIVER_ERRORS, IDLE, NO_ROWS, RUNNING, USER, Outcome, Values, Writer
 from safedb.stats import Counters, Hooks, Overrun, Retried, SlowWait
 
@@ -152,14 +152,27 @@ class FunctionJob(Job):
 class Group:
     """Be one open transaction and the jobs that share it: those that ran, and the one that is in the way."""
 
-    __slots__ = ("began", "careful", "committing", "current", "full", "members", "session", "until")
+    __slots__ = (
+        "aboard",
+        "began",
+        "careful",
+        "committing",
+        "current",
+        "failure",
+        "full",
+        "members",
+        "session",
+        "until",
+    )
 
     def __init__(self, *, careful: bool, began: float) -> None:
         self.members: list[Job] = []
+        self.aboard: list[Job] = []  # everybody who was ever taken in: what they wait for is told by their state
         self.careful = careful
         self.began = began
         self.committing = False  # COMMIT was called, and has not raised
         self.full = False  # takes nobody in any more
+        self.failure: sqlite3.Error | None = None  # what COMMIT raised
         self.current: Job | None = None
         self.session: Session | None = None  # lent to the function that runs now
         self.until = math.inf
@@ -250,12 +263,14 @@ class Groups:
 
     def _rescue(self, job: Job, interrupt: BaseException) -> None:
         """Leave nobody behind when an exception reaches a thread whose job is under way for others too."""
-        if job.state is ABOARD:  # its work may be committed at any moment: wait for the verdict, then raise
-            self._turns.wait(job, 0.0)  # (put back into the queue it leaves it at once)
+        if job.state in (WAITING, LOBBY, ABOARD):  # leave the queue, unless the turn has come with a group meanwhile;
+            self._turns.wait(job, 0.0)  # once aboard, its work may be committed at any moment: wait for the verdict
         if job.state is HOLDING and isinstance(job.luggage, Group):
             group, job.luggage = job.luggage, None
             with contextlib.suppress(_Discarded):
                 self._drive(job, group)
+        if self._turns.holder is job:  # it was interrupted while it cleared up after a lone statement
+            self._writer.release()
         if job.state is SERVED and job.error is None:
             interrupt.add_note("safedb: the write that this interrupted is committed")
 
@@ -266,7 +281,6 @@ class Groups:
         self.note_turn(job)
         group = job.luggage
         if group is not None:
-            job.luggage = None
             job.forget()
             self._lead(job, cast("Group", group))
         elif job.arrived and monotonic() >= job.deadline:
@@ -344,6 +358,7 @@ class Groups:
         """Open a group (or go on with the one that came with the turn), do the own work in it, and drive it on."""
         writer = self._writer
         try:
+            job.luggage = None
             if group is None:
                 try:
                     writer.begin(job.deadline, job.policy)
@@ -353,11 +368,14 @@ class Groups:
                     return
                 group = self._open = Group(careful=self._suspicious > 0, began=monotonic())
                 group.full = job.alone
+                group.aboard.append(job)
             elif monotonic() >= job.deadline:
                 job.error = self.too_late(job)
                 job.settle()
                 self._drive(job, group)
                 return
+            else:
+                group.aboard.append(job)
             if isinstance(job, FunctionJob):
                 self._run_function(job, group)
             else:
@@ -373,7 +391,7 @@ class Groups:
         """Take in whoever comes, until nobody comes or the time is up; then commit, or let a function drive on."""
         turns = self._turns
         while not group.full:
-            boarded = turns.board(self._most - len(group.members))
+            boarded = turns.board(self._most - len(group.members), group.aboard)
             if boarded:
                 self._note_boarded(boarded)
                 self._run_members(cast("list[StatementJob]", boarded), group)
@@ -438,7 +456,7 @@ class Groups:
             return [first]
         most = min(len(jobs) - position, ALIKE, MOST_VALUES // max(len(first.values), 1))
         count = 1
-        while count < most and jobs[position + count].sql == first.sql:
+        while count < most and jobs[position + count].sql == first.sql and not jobs[position + count].many:
             count += 1
         return jobs[position : position + (1 << count.bit_length() - 1)]  # a power of two: few texts to prepare
 
@@ -535,7 +553,8 @@ class Groups:
         except sqlite3.Error as error:
             self._discard(group, [*group.members, job], error)
         except Restart:
-            if not session.revoked:
+            with contextlib.suppress(Restart):  # raised if the keeper has taken the transaction, also in this moment
+                session.end()
                 self._discard(group, [*group.members, job], session.lost)
             # The keeper has rolled back and put back everybody else; this job has lost its turn, and takes another.
             job.run_alone()
@@ -553,9 +572,7 @@ class Groups:
     def _call(self, job: FunctionJob, session: Session) -> None:
         try:
             job.value = job.body(session)
-        except Restart:
-            raise
-        except BaseException as error:  # noqa: BLE001  (also an interrupt: it is the function's outcome)
+        except Exception as error:  # noqa: BLE001  (an interrupt is no outcome, which a discarded run would swallow)
             job.error = error
 
     # -- the end of a group -----------------------------------------------------------------------------------------
@@ -567,6 +584,7 @@ class Groups:
             self._writer.commit()
         except sqlite3.Error as error:
             group.committing = False  # before anything else: `_abandon` would take it for committed
+            group.failure = error
             self._commit_failed(job, group, error)
             return
         self._flush += (monotonic() - started - self._flush) / 8
@@ -667,19 +685,23 @@ class Groups:
 
     def _abandon(self, job: Job, group: Group | None) -> None:
         """Find out from the state what an exception in the driving thread has left, and leave nobody behind."""
-        writer = self._writer
-        if group is None or self._open is not group:  # not begun, or over
-            writer.rollback()
-            writer.release()
-        elif group.committing and not writer.in_transaction:
+        writer, watch = self._writer, self._writer.watch
+        with watch.guard:
+            if self._turns.holder is not job:  # the group is over, or went on with another, or the keeper has taken it
+                return
+            watch.phase, watch.until = RUNNING, math.inf  # from here on the keeper takes nothing
+        if group is not None and group.failure is not None and is_unknown_commit(group.failure):
+            self._commit_failed(job, group, group.failure)
+            return
+        if group is not None and group.committing and not writer.in_transaction:
             writer.release()  # COMMIT returned: an error of SQLite's own would have come here as itself
-            self._committed(group)
+            if self._open is group:
+                self._committed(group)
         else:
-            others = [member for member in group.members if member is not job]
             self._open = None
             writer.rollback()
             writer.release()
-            self._put_back(others)
+            self._put_back([member for member in group.aboard if member.state is ABOARD] if group else [])
         self._turns.leave(job)
 
     # -- the keeper's side ------------------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ from safedb.stats import logger
 FIXED = (3, 51, 3)  # the WAL-reset race ended here, and in these backports (https://sqlite.org/wal.html#walresetbug)
 BACKPORTS = {(3, 44): 6, (3, 50): 7}
 
+MOST_ARGUMENTS = 100  # of an SQL function: https://sqlite.org/limits.html
+MOST_CHARACTERS = 63  # of its name, so that it fits SQLite's 255 bytes in any script
+
 Identity = tuple[int, int]
 
 
@@ -83,6 +86,7 @@ class Registry:
     def _share(
         self, entry: Entry, identity: Identity, place: location.Location, settings: Settings, extras: Extras
     ) -> SqliteEngine:
+        self._refuse_replaced(identity, place.realpath)
         kind = settings.read_only
         engine = entry.engines.get(kind)
         if engine is None:
@@ -95,6 +99,14 @@ class Registry:
             _agree(engine, settings, extras)
         entry.handles[kind] += 1
         return engine
+
+    def _refuse_replaced(self, identity: Identity, path: str) -> None:
+        """Refuse a file that has taken the place of an open one: both would use one name for their WALs (H41)."""
+        for engine in self.engines():
+            if engine.path == path and engine.identity != identity:
+                raise errors.ConfigError(
+                    f"{path!r} was replaced while it was open in this process: close the handles on the old file first"
+                )
 
     def close(self, engine: SqliteEngine, timeout: float) -> None:
         """Give up one handle's share in an engine; with the last one the engine is closed.
@@ -193,9 +205,18 @@ def extras_of(functions: object, collations: object) -> Extras:
         if not isinstance(given, Mapping) or not all(isinstance(name, str) and name for name in given):
             raise errors.ConfigError(f"{what}= takes a mapping of names to callables, not {given!r}")
         for name, value in given.items():
-            body = value[0] if what == "functions" and isinstance(value, tuple) and len(value) == 2 else value
+            body, count = value if what == "functions" and isinstance(value, tuple) and len(value) == 2 else (value, -1)
             if not callable(body):
                 raise errors.ConfigError(f"{what}={{{name!r}: …}} takes a callable, not {value!r}")
+            if isinstance(count, bool) or not isinstance(count, int) or not -1 <= count <= MOST_ARGUMENTS:
+                raise errors.ConfigError(
+                    f"{what}={{{name!r}: …}}: a function takes 0 to {MOST_ARGUMENTS} arguments, or -1 for any number, "
+                    f"not {count!r}"
+                )
+            if "\0" in name or not name.isprintable() or len(name) > MOST_CHARACTERS:
+                raise errors.ConfigError(
+                    f"{what}= has {name!r} for a name: give up to {MOST_CHARACTERS} plain characters"
+                )
         checked.append(dict(given))
     return Extras(*checked)  # type: ignore[arg-type]
 

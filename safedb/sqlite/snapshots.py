@@ -79,8 +79,9 @@ class SnapshotSession:
                 yield rows, description
         finally:
             with self._guard:
-                self._cursors.discard(cursor)
-                cursor.close()
+                if cursor in self._cursors:  # else the snapshot's end has closed it, and the connection may be gone
+                    self._cursors.discard(cursor)
+                    cursor.close()
 
     def backup(self, copy: Callable[[sqlite3.Connection], None]) -> None:
         """Let ``copy`` read the whole state page by page."""
@@ -120,6 +121,7 @@ class SnapshotSession:
         self.ended = why
         for cursor in tuple(self._cursors):  # a half-read cursor would keep the state pinned after ROLLBACK
             cursor.close()
+        self._cursors.clear()
         if self._reader.connection.in_transaction:
             self._reader.connection.execute("ROLLBACK")
 

@@ -55,7 +55,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 NEW = "new"  # not in the queue
 LOBBY = "lobby"  # the queue is full: waits for a place in it
@@ -196,8 +196,9 @@ class Turns:
         """Sleep until the ticket is HOLDING or SERVED, or its deadline has passed while it waited in the queue."""
         signal = cast("LockLike", ticket.signal)  # `_enqueue` made it
         while True:
-            remaining = SLICE if ticket.state is ABOARD else deadline - self._now()
-            late = remaining <= 0 or not signal.acquire(True, remaining)
+            aboard = ticket.state is ABOARD
+            remaining = SLICE if aboard else deadline - self._now()
+            late = (remaining <= 0 or not signal.acquire(True, remaining)) and not aboard  # a slice is no deadline
             state = ticket.state
             if state is SERVED:
                 return SERVED
@@ -232,7 +233,11 @@ class Turns:
 
         A ticket that is ABOARD has nothing to give up: it must wait for its verdict.
         """
-        if self._holder is not ticket and ticket.state not in (WAITING, LOBBY):
+        if (
+            self._holder is not ticket
+            and ticket.state not in (WAITING, LOBBY)
+            and not (self._queue and self._forgotten())
+        ):
             return
         with self._mutex:
             # Critical section: from the state follows what is to be done.
@@ -252,28 +257,36 @@ class Turns:
         """Raise again the signals that must be raised by now; for the keeper, now and then.
 
         An exception between a change of state and the signal that tells of it leaves a sleeper who does not know. A
-        signal too many does no harm: its sleeper looks at the state, and sleeps again.
+        signal too many does no harm: its sleeper looks at the state, and sleeps again. An exception between giving up
+        the turn and calling the next leaves nobody who will.
         """
-        for ticket in (self._holder, self._woken):
+        called = None
+        if self._queue and self._forgotten():
+            with self._mutex:
+                called = self._call_next()
+        for ticket in (self._holder, self._woken, called):
             if ticket is not None:
                 ticket.wake()
 
     # -- the holder's side ----------------------------------------------------------------------------------------
 
-    def board(self, most: int) -> list[Ticket]:
-        """Take the run of boarding tickets at the head of the queue, ``most`` at the most. For the holder only."""
+    def board(self, most: int, aboard: list[Any]) -> list[Ticket]:
+        """Take the run of boarding tickets at the head of the queue, ``most`` at the most. For the holder only.
+
+        They are also appended to ``aboard``, each before it leaves the queue: an interrupt loses none.
+        """
         if not self._queue:  # a look without the mutex: who comes later is seen by the next look, or by `leave`
             return []
         taken: list[Ticket] = []
         with self._mutex:
-            # Critical section: the state first, so that an interrupt leaves a ticket that `board` has marked in the
-            # queue, where the next holder finds it at the head.
+            # Critical section: the holder answers for a ticket before its state says so.
             queue = self._queue
             while queue and len(taken) < most and queue[0].boards:
                 ticket = queue[0]
+                aboard.append(ticket)
                 ticket.state = ABOARD
-                taken.append(ticket)
                 queue.popleft()
+                taken.append(ticket)
                 if self._woken is ticket:
                     self._woken = None  # the turn is held: nobody need be awake
             self._fill_queue()
@@ -307,6 +320,8 @@ class Turns:
             for ticket in reversed(list(tickets)):
                 if ticket.signal is None:
                     ticket.signal = self._closed_signal()
+                if not ticket.arrived:  # it had found the turn free; nobody before another has waited for less long
+                    ticket.arrived = self._queue[0].arrived if self._queue else self._now()
                 ticket.state = WAITING
                 self._queue.appendleft(ticket)
                 ticket.wake()  # it sleeps without a deadline, and has one again
@@ -322,6 +337,10 @@ class Turns:
             called.wake()
 
     # -- inside the mutex -----------------------------------------------------------------------------------------
+
+    def _forgotten(self) -> bool:
+        """Tell whether the queue, if there is one, waits for nobody: an interrupt came before `_call_next`."""
+        return self._holder is None and self._woken is None
 
     def _impatient(self, head: Ticket) -> bool:
         return self._now() - head.arrived > self._patience

@@ -29,8 +29,9 @@ COMMITTING = "committing"  # COMMIT is under way: nobody may disturb it
 
 _WITH = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*WITH\b", re.IGNORECASE | re.DOTALL)
 NO_ROWS: list[tuple[Any, ...]] = []
-# What the driver raises for a statement: its own errors, and Python's for values that it cannot bind.
-DRIVER_ERRORS = (sqlite3.Error, OverflowError, ValueError, MemoryError)
+# What running a statement may raise: the driver's errors, Python's for values that it cannot bind, and whatever a
+# collation of the user's raises, which comes through as it is.
+DRIVER_ERRORS = (Exception,)
 
 
 class Watch:
@@ -75,6 +76,7 @@ class Writer:
         self._hooks = hooks
         self.name = name
         self.watch = Watch()
+        self.refusal: str | None = None  # why nothing is written any more
         self.connection: sqlite3.Connection | None = None
         self._cursor: sqlite3.Cursor | None = None
 
@@ -123,6 +125,8 @@ class Writer:
 
     def lock(self, deadline: float) -> None:
         """Take the side files' lock, or raise `LockTimeout` at the deadline."""
+        if self.refusal is not None:
+            raise errors.OperationalError(self.refusal)
         side = self.side
         if side is None or side.try_acquire():
             return
@@ -173,8 +177,7 @@ class Writer:
 
         def note(number: int, _pause: float) -> None:
             self._counters.retried("busy")
-            if number == 1:
-                self._hooks.emit(Retried(self.name, "busy", number, time.monotonic() - started))
+            self._hooks.emit(Retried(self.name, "busy", number, time.monotonic() - started))
 
         try:
             return run_again(attempt, policy=policy, deadline=deadline, may_retry=self.may_begin_again, on_retry=note)

@@ -1,9 +1,8 @@
-"""What the stepped tests of the queue and of the groups share: how many schedules, and a scheduler that never forgives."""
+"""What the stepped tests of queue and groups share: how many schedules, and a scheduler that never forgives."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -50,7 +49,6 @@ def schedules(count: int) -> range:
 
 
 @pytest.fixture(autouse=True)
-def unforgiving(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def unforgiving(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `scheduler.run` make the scheduler above."""
     monkeypatch.setattr(module, "Scheduler", Unforgiving)
-    yield

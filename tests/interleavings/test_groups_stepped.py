@@ -1,22 +1,24 @@
 """Groups under thousands of orders of their steps: no verdict before its COMMIT, none lost, none twice, nobody hangs.
 
 The groups, the queue, the sessions and the writer are the real ones. Only the connection under the writer is a stand-in
-(`Connection`), because SQLite cannot be stepped: inside one of its calls no other thread can be let go on. It keeps what
-groups rely on: a transaction, savepoints, which errors end the transaction, and that an interrupt reaches only what runs.
+(`Connection`), because SQLite cannot be stepped: inside one of its calls no other thread can be let go on. It keeps
+what groups rely on: a transaction, savepoints, which errors end the transaction, and that an interrupt reaches only
+what runs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any, cast
 
 import pytest
-from scheduler import Plan, Scheduler, explore
+from scheduler import Failure, Plan, Scheduler, explore
 from steps import FAR, Interrupted, Unforgiving, schedules, unforgiving
 
 from safedb import errors
@@ -24,11 +26,11 @@ from safedb.config import RetryPolicy
 from safedb.retry import FULL, INTERRUPT, IOERR_FSYNC
 from safedb.sqlite import groups as groups_module
 from safedb.sqlite import session as session_module
-from safedb.sqlite.groups import FunctionJob, Groups, Job, StatementJob
-from safedb.sqlite.session import Session
+from safedb.sqlite.groups import FunctionJob, Group, Groups, Job, StatementJob
+from safedb.sqlite.session import Restart, Session
 from safedb.sqlite.sidelock import SideLock
 from safedb.sqlite.turns import Turns
-from safedb.sqlite.writer import USER, Writer
+from safedb.sqlite.writer import RUNNING, USER, Writer
 from safedb.stats import Counters, Hooks
 
 __all__ = ["unforgiving"]
@@ -94,7 +96,7 @@ class Connection:
         self.end()
 
     def interrupt(self) -> None:
-        assert self.world.writer.watch.guard.locked()  # type: ignore[attr-defined]
+        assert self.world.writer.watch.guard.locked()
         self.interrupted = self.running
 
     def executemany(self, sql: str, rows: Sequence[Sequence[str]]) -> Connection:
@@ -424,10 +426,11 @@ class World:
         assert not self.side.taken, "the lock between processes was left taken"
         assert len(set(self.store.committed)) == len(self.store.committed), f"twice: {self.store.committed}"
         full = [write for write in self.writes if isinstance(write.error, errors.DatabaseFull)]
-        assert self.counters.waits.longest <= self.scheduler.now - self.began, "a wait from before the beginning"
-        assert self.counters.writes <= len(self.writes), "a write was counted twice"
-        assert len(full) <= self.troubled, "who was not alone was told of a COMMIT that failed"
         interrupted = [write for write in self.writes if isinstance(write.error, Interrupted)]
+        assert self.counters.waits.longest <= self.scheduler.now - self.began, "a wait from before the beginning"
+        told = [write for write in self.writes if write.ended]
+        assert interrupted or self.counters.writes <= len(told), "a write was counted twice"
+        assert len(full) <= self.troubled, "who was not alone was told of a COMMIT that failed"
         assert len(interrupted) == self.scheduler.raised, "an interrupt was swallowed"
         for write in self.writes:
             self.judge(write)
@@ -505,12 +508,11 @@ INTERRUPTED = {
 
 
 @pytest.fixture(autouse=True)
-def virtual_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def virtual_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let groups and sessions read the schedule's clock, and sleep by it."""
     monkeypatch.setattr(groups_module, "monotonic", Clock.monotonic)
     monkeypatch.setattr(groups_module, "sleep", Clock.sleep)
     monkeypatch.setattr(session_module, "time", Clock)
-    yield
 
 
 @pytest.mark.parametrize("name", [*MIXES, "all at once"])
@@ -521,3 +523,82 @@ def test_every_verdict_is_true_and_none_comes_before_its_commit(name: str) -> No
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_an_interrupt_at_any_point_leaves_nobody_behind(name: str) -> None:
     explore(scenario(INTERRUPTED[name]), schedules(40))
+
+
+# -- the tests find what they are for ---------------------------------------------------------------------------------
+
+
+class AcknowledgesEarly(Groups):
+    def _commit(self, job: Job, group: Group) -> None:
+        for member in group.members:
+            member.settle()
+        super()._commit(job, group)
+
+
+class ForgetsWhoWasAboard(Groups):
+    def _abandon(self, job: Job, group: Group | None) -> None:
+        if group is not None:
+            group.aboard[:] = group.members
+        super()._abandon(job, group)
+
+
+class KeepsOutcomesOfDiscardedRuns(Groups):
+    def _put_back(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            if job.error is not None:
+                job.settle()
+        self._turns.put_back([job for job in jobs if job.error is None])
+
+
+GONE_NEIGHBOURS = Mix(
+    troubles=("same key", "same key", "rolls back", "slow"), deadlines=(0.1, 0.3), careful=True, threads=(3, 5)
+)
+PLANTED = [
+    (AcknowledgesEarly, MIXES["statements"], "is acknowledged"),
+    (ForgetsWhoWasAboard, INTERRUPTED["statements"], "livelock"),
+    (KeepsOutcomesOfDiscardedRuns, GONE_NEIGHBOURS, "is not its own"),
+]
+
+
+@pytest.mark.parametrize(("groups", "mix", "what"), PLANTED)
+def test_a_planted_bug_is_found(groups: type[Groups], mix: Mix, what: str) -> None:
+    with pytest.raises(Failure, match=what):
+        explore(scenario(mix, groups), range(1000))
+
+
+def test_a_planted_blind_retry_of_a_commit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups_module, "is_unknown_commit", lambda error: False)
+    with pytest.raises(Failure, match=r"== 1|twice"):
+        explore(scenario(MIXES["a failed fsync"]), range(1000))
+
+
+def test_a_planted_verdict_for_a_neighbour_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups_module, "is_unknown_commit", lambda error: True)
+    with pytest.raises(Failure, match="is not its own"):
+        explore(scenario(MIXES["deferred constraints"]), range(1000))
+
+
+def test_a_planted_function_that_goes_on_after_its_turn_was_taken_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(session: Session) -> None:
+        watch = session._writer.watch
+        with watch.guard:
+            watch.phase, watch.until = RUNNING, math.inf
+
+    monkeypatch.setattr(Session, "end", end)
+    with pytest.raises(Failure, match=r"is used by|is used beside|acknowledged|invariant"):
+        explore(scenario(MIXES["slow functions"]), range(1000))
+
+
+def test_a_planted_check_of_a_revocation_outside_of_the_guard_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See what a Restart of its own does to a group that the keeper takes in the same moment."""
+    taken_back = Session.end
+
+    def end(session: Session) -> None:
+        if session.lost is None:
+            taken_back(session)
+        elif session.revoked:
+            raise Restart
+
+    monkeypatch.setattr(Session, "end", end)
+    with pytest.raises(Failure):
+        explore(scenario(MIXES["slow functions"]), range(3000))

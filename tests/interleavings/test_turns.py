@@ -136,7 +136,7 @@ class World:
         assert self.ended[name] == "interrupted", "it ended twice"
         self.ended[name] = state
         assert wish.commits == (state in (SERVED, HOLDING)), f"{wish} was told {state} after {wish.commits} commits"
-        assert state is SERVED or kind == "plain" or state is not HOLDING
+        assert state in (SERVED, HOLDING) or self.scheduler.now >= wish.deadline, f"{wish} was told {state} too early"
 
     def submit(self, wish: Wish) -> str:
         """Do as `Groups.submit` does."""
@@ -151,12 +151,12 @@ class World:
                 state = again(wish, wish.deadline)
             else:
                 return state
-            return SERVED if wish.state is SERVED else HOLDING
         except BaseException:
             self.rescue(wish)
             raise
         finally:
             turns.leave(wish)
+        return SERVED if wish.state is SERVED else HOLDING
 
     def rescue(self, wish: Wish) -> None:
         if wish.state in (WAITING, LOBBY, ABOARD):
@@ -298,9 +298,7 @@ class World:
         if holder is not None and holder is not self.holder:
             ahead = self.line[: self.line.index(holder)] if holder in self.line else self.line
             impatient = [
-                ticket
-                for ticket in ahead
-                if ticket in queue and self.scheduler.now - ticket.arrived > self.patience
+                ticket for ticket in ahead if ticket in queue and self.scheduler.now - ticket.arrived > self.patience
             ]
             assert not impatient, f"{holder} overtook {impatient}"
         self.holder, self.line = holder, queue
@@ -366,3 +364,130 @@ def test_nobody_is_forgotten_and_nobody_let_in_twice(name: str) -> None:
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_an_interrupt_at_any_point_leaves_nobody_behind(name: str) -> None:
     explore(scenario(INTERRUPTED[name]), schedules(90))
+
+
+def test_a_ticket_that_was_put_back_has_its_deadline_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLICE", FAR)
+    explore(put_back_under_a_holder_who_stays, schedules(30))
+
+
+def put_back_under_a_holder_who_stays(scheduler: Scheduler, turns_class: type[Turns] = Turns) -> Plan:
+    """Board a ticket, put it back, and keep the turn until it has given up."""
+    assert isinstance(scheduler, Unforgiving)
+    turns = turns_class(primitives=scheduler)
+    holder, waiter = Ticket(), Wish("waiter", "boards", scheduler.now + 0.01)
+    ended: list[str] = []
+
+    def hold() -> None:
+        assert turns.take(holder, FAR) is HOLDING
+        while not turns.waiting and not ended:
+            scheduler.monotonic()
+        turns.put_back(turns.board(1, []))
+        while not ended:
+            scheduler.monotonic()
+        turns.leave(holder)
+
+    def wait() -> None:
+        while turns.holder is not holder:
+            scheduler.monotonic()
+        ended.append(turns.take(waiter, waiter.deadline))
+
+    return [hold, wait], None, lambda: ended == [LATE] and turns.holder is None
+
+
+# -- the tests find what they are for ---------------------------------------------------------------------------------
+
+
+class LosesWakeUps(Turns):
+    def _call_next(self) -> Ticket | None:
+        return None
+
+
+class GrantsTwice(Turns):
+    def take(self, ticket: Ticket, deadline: float) -> str:
+        if self._holder is None:
+            self._now()  # a look without the mutex, and another thread in between
+            self._holder = ticket
+            ticket.state = HOLDING
+            return HOLDING
+        return super().take(ticket, deadline)
+
+
+class AcknowledgesEarly(Turns):
+    def board(self, most: int, aboard: list[Any]) -> list[Ticket]:
+        taken = super().board(most, aboard)
+        for ticket in taken:
+            ticket.settle()
+        return taken
+
+
+class LeavesWithItsWakeUp(Turns):
+    def _answer(self, ticket: Ticket, late: bool) -> str:
+        with self._mutex:
+            if late and ticket.state is WAITING:
+                self._queue.remove(ticket)
+                ticket.state = LATE
+                return LATE
+        return super()._answer(ticket, late)
+
+
+class PutsBackSilently(Turns):
+    def put_back(self, tickets: Iterable[Ticket]) -> None:
+        with self._mutex:
+            for ticket in reversed(list(tickets)):
+                ticket.state = WAITING
+                self._queue.appendleft(ticket)
+
+
+class IsOvertaken(Turns):
+    def _impatient(self, head: Ticket) -> bool:
+        super()._impatient(head)
+        return False
+
+
+class TakesASliceForTheDeadline(Turns):
+    def wait(self, ticket: Ticket, deadline: float) -> str:
+        signal: LockLike | None = ticket.signal
+        assert signal is not None
+        while True:
+            remaining = module.SLICE if ticket.state is ABOARD else deadline - self._now()
+            late = remaining <= 0 or not signal.acquire(True, remaining)
+            state = ticket.state if ticket.state in (HOLDING, SERVED, ABOARD) else self._answer(ticket, late)
+            if state not in (ABOARD, WAITING, LOBBY):
+                return state
+
+
+class NeverMindsAnInterruptedLeave(Turns):
+    def _forgotten(self) -> bool:
+        return False
+
+
+class LosesWhomItHasTaken(Turns):
+    def board(self, most: int, aboard: list[Any]) -> list[Ticket]:
+        taken = super().board(most, [])
+        aboard += taken
+        return taken
+
+
+PLANTED = [
+    (LosesWakeUps, MIXES["plain takers"], "lost wake-up"),
+    (GrantsTwice, MIXES["plain takers"], "have the turn|uses a turn of|overtook|does not hold"),
+    (AcknowledgesEarly, MIXES["a leader and who boards"], "after 0 commits|is committed"),
+    (LeavesWithItsWakeUp, MIXES["deadlines that pass"], "lost wake-up|not in the queue|at the end"),
+    (IsOvertaken, MIXES["plain takers"], "overtook"),
+    (TakesASliceForTheDeadline, Mix(kinds=("joins", "boards"), keeper=True, discards=0.5), "too early"),
+    (NeverMindsAnInterruptedLeave, INTERRUPTED["a lobby"], "lost wake-up|deadlock|livelock"),
+    (LosesWhomItHasTaken, INTERRUPTED["functions"], "livelock|deadlock"),
+]
+
+
+@pytest.mark.parametrize(("turns", "mix", "what"), PLANTED)
+def test_a_planted_bug_is_found(turns: type[Turns], mix: Mix, what: str) -> None:
+    with pytest.raises(Failure, match=what):
+        explore(scenario(mix, turns), range(1000))
+
+
+@pytest.mark.usefixtures("no_second_look")
+def test_a_planted_put_back_without_a_wake_up_is_found() -> None:
+    with pytest.raises(Failure, match="livelock"):
+        explore(lambda scheduler: put_back_under_a_holder_who_stays(scheduler, PutsBackSilently), range(30))
