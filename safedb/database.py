@@ -208,12 +208,16 @@ class Database:
     def backup(
         self, dest: str | os.PathLike[str], progress: Progress | None = None, *, timeout: float | None = None
     ) -> None:
-        """Copy one committed state into the new file ``dest`` while reads and writes go on.
+        """Copy one committed state into the file ``dest`` while reads and writes go on.
+
+        An earlier backup of that name is replaced, at once and whole; any other file is refused.
 
         ``progress(done, total)`` is called with pages. The copy appears under its name only when it is complete.
         Without ``timeout`` it may take as long as it takes.
         """
-        self._engine.backup(os.fspath(dest), progress, None if timeout is None else check_timeout(timeout))
+        if not isinstance(dest, str | os.PathLike) or "\0" in os.fsdecode(dest):
+            raise errors.ConfigError(f"backup takes the path of a file, without NUL characters, not {dest!r}")
+        self._engine.backup(os.fsdecode(dest), progress, None if timeout is None else check_timeout(timeout))
 
     def checkpoint(self, *, timeout: float | None = None) -> None:
         """Move the log's content into the database now, and shrink the log as far as open snapshots allow."""

@@ -222,7 +222,8 @@ def _connection_bound(keyword: str, tokens: list[Token]) -> str | None:
     texts = [token.text for token in tokens] + ["", ""]
     before = ""
     for position, token in enumerate(tokens):
-        if token.kind in {"word", "quoted"}:
+        # SQLite takes a string for a name where only a name can stand: CREATE TABLE 'temp'.t.
+        if token.kind in {"word", "quoted"} or (token.kind == "string" and texts[position + 1] == "."):
             remedy = _bound_name(token.name, before, texts[position + 1 : position + 3], keyword)
             if remedy:
                 return remedy

@@ -21,6 +21,7 @@ from safedb.sqlite import location
 from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.snapshots import SnapshotSession
 
+HEADER = b"SQLite format 3\0"  # https://sqlite.org/fileformat.html
 PAGES = 1024  # a step: between two of them others may run, and the deadline is looked at
 
 
@@ -67,7 +68,15 @@ def _target(dest: str, source: str | None) -> str:
         raise errors.ConfigError(f"{target!r} is no file; give the backup the name of a new file")
     if location.identity(f"{target}-wal") is not None:
         raise errors.ConfigError(f"{target!r} is a database in use (it has a WAL); give the backup another name")
+    if found is not None and not _may_be_replaced(Path(target)):
+        raise errors.ConfigError(f"{target!r} is there already, and is no earlier backup; give the backup another name")
     return target
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Tell whether a file without a WAL (so nobody here has it open: H32) is empty, or a database like a backup."""
+    with path.open("rb") as file:
+        return file.read(len(HEADER)) in (b"", HEADER)
 
 
 def _fill(session: SnapshotSession, partial: str, progress: Callable[[int, int], Any] | None, deadline: float) -> None:

@@ -568,8 +568,10 @@ class SqliteEngine:
                 if self.path and self.gone is None and self.checkpoints.wal_bytes():
                     writer.cursor()
                 writer.close()
-        except errors.Error:
-            raise
+        except errors.LockTimeout as error:
+            raise errors.LockTimeout(
+                f"this handle on {self.name} is closed, but its file is still open, for a write did not end: {error}"
+            ) from error
         except DRIVER_ERRORS as error:
             raise classify(error, doing=f"closing {self.name}") from error
         finally:

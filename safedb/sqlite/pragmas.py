@@ -221,6 +221,7 @@ OWNED: Mapping[str, str] = MappingProxyType(
                 "fullfsync",
                 "hard_heap_limit",
                 "legacy_alter_table",
+                "default_cache_size",
                 "legacy_file_format",
                 "reverse_unordered_selects",
                 "short_column_names",

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import wait_until
 
 import safedb
-from tests.support import wait_until
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS t(x)"
 

@@ -758,20 +758,25 @@ class TestInterrupts:
         chance = random.Random(seed)
         lock, other = make_lock(), make_lock()
 
+        armed: list[bool] = []
+
         def interrupt(number: int, frame: FrameType | None) -> None:
-            raise Interrupted
+            if armed:  # else it comes late, when the test itself puts things right
+                armed.clear()
+                raise Interrupted
 
         previous = signal.signal(signal.SIGALRM, interrupt)
         try:
             for turn in range(1500):
                 busy = turn % 3 == 0 and other.acquire(later())
                 try:
+                    armed.append(True)
                     signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 60e-6 if not busy else 300e-6))
                     try:
                         lock.acquire(time.monotonic() + (0.0002 if busy else LONG))
                     finally:
                         lock.release()
-                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    armed.clear()
                 except Interrupted:
                     pass
                 signal.setitimer(signal.ITIMER_REAL, 0)

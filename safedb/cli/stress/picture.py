@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import matplotlib as mpl
@@ -34,7 +35,7 @@ def draw(report: Report, file: Path) -> None:
     _marks(axes, sides)
     _axes(axes, sides)
     figure.suptitle("How long writes waited", x=0.01, ha="left", fontsize=15, fontweight="bold")
-    axes.set_title(title(report.options), loc="left", fontsize=10, color=_GREY)
+    axes.set_title("\n".join(textwrap.wrap(title(report.options), 100)), loc="left", fontsize=10, color=_GREY)
     figure.supxlabel(_wrapped(str(report.machine)), x=0.01, ha="left", fontsize=8, color=_GREY)
     figure.savefig(file, dpi=150, metadata=None)
 
