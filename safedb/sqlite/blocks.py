@@ -142,7 +142,9 @@ class Blocks:
 
     def _abandon(self, job: Job) -> None:
         """Roll back what is open, let others write. Idempotent; does nothing for a job that has no turn."""
-        if self._turns.holder is job:
-            self._writer.rollback()
-            self._writer.release()
-        self._turns.leave(job)
+        try:
+            if self._turns.holder is job:
+                self._writer.rollback()
+                self._writer.release()
+        finally:
+            self._turns.leave(job)

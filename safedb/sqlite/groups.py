@@ -243,7 +243,7 @@ class Groups:
 
     def too_late(self, job: Job) -> errors.Error:
         """Make the error for a job whose deadline passed before it had its turn."""
-        waited = monotonic() - job.arrived
+        waited = monotonic() - job.arrived if job.arrived else 0.0  # (it never queued: the deadline was over at once)
         if job.state is CROWDED:
             return errors.QueueFull(
                 f"the queue of writers of {self._writer.name} stayed full for {waited:.3f} s; write from fewer "
@@ -259,7 +259,8 @@ class Groups:
         holder = self._turns.holder
         if isinstance(holder, Job) and holder is not job:
             return f"{holder.kind} of thread {thread_name(holder.thread)}"
-        return f"{self._turns.waiting} waiting writers"
+        waiting = self._turns.waiting
+        return f"{waiting} waiting writers" if waiting else "nobody: the deadline was over before it began"
 
     def _rescue(self, job: Job, interrupt: BaseException) -> None:
         """Leave nobody behind when an exception reaches a thread whose job is under way for others too."""
