@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -151,3 +152,8 @@ def line_behind_a_block(db: safedb.Database, crew: Crew) -> Iterator[Line]:
 def sizes(db: safedb.Database) -> dict[int, int]:
     """Give the group sizes counted so far."""
     return db.stats().group_sizes
+
+
+def unmeasured() -> dict[str, str]:
+    """Give this process's environment without coverage's part in it: measuring imports modules of its own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import unmeasured
 
 from safedb.cli import main
 from safedb.cli.stress import options
@@ -91,7 +92,7 @@ def test_ctrl_c_before_a_command_has_taken_charge_gives_130(monkeypatch: pytest.
 def test_the_command_line_alone_imports_nothing_heavy() -> None:
     heavy = "{'rich', 'matplotlib', 'tenacity', 'psycopg', 'multiprocessing'}"
     code = f"import sys, safedb.cli; sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, env=unmeasured())
 
 
 def test_a_seed_is_drawn_where_none_is_given() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import unmeasured
 
 import safedb
 from safedb import errors
@@ -133,8 +134,9 @@ def modules_after(statement: str) -> set[str]:
     """Give the names of the top modules that a fresh interpreter has loaded after a statement."""
     program = f"{statement}\nimport sys\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
     answer = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True, cwd=PACKAGE.parent
-    )
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, timeout=60, check=True, cwd=PACKAGE.parent, env=unmeasured(),
+    )  # fmt: skip
     return set(answer.stdout.split())
 
 
