@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import Connect
-from support import JOIN, Crew
+from support import JOIN, Crew, unmeasured
 
 import safedb
 
@@ -199,7 +199,7 @@ except safedb.Error as error:
 def open_as_nobody(path: Path, mode: str = "rw") -> str:
     """Open a database in a process without the rights of root, which may write everywhere."""
     command = [sys.executable, "-c", AS_NOBODY + OPEN, str(path), mode]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=JOIN)
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=JOIN, env=unmeasured())
     assert answer.stderr == ""
     return answer.stdout
 
