@@ -285,6 +285,8 @@ class TestWaiting:
             first, second = make_lock(), make_lock()
             first.try_acquire()
             thread, outcome = in_thread(lambda lock=second: lock.acquire(later()))  # type: ignore[misc]
+            # Its first try takes the gate for a moment too: only the one that waits keeps it.
+            see(lambda lock=second: lock._helper is not None and lock._helper._busy)  # type: ignore[misc]
             see(lambda: gate_is_taken(database))
             first.release()
             barged = first.try_acquire()
