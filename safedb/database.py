@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -37,6 +37,8 @@ def connect(
     read_only: bool | None = None,
     functions: Mapping[str, Any] | None = None,
     collations: Mapping[str, Callable[[str, str], int]] | None = None,
+    replicas: str | Sequence[str] | None = None,
+    serial_writes: bool = False,
     on_event: Callable[[Event], Any] | None = None,
 ) -> Database:
     """Open a database and give a handle that any number of threads may use.
@@ -46,6 +48,11 @@ def connect(
     however many threads and processes open at once; write it so that it can be run again (``IF NOT EXISTS``).
     ``functions``: SQL functions by name, a callable or ``(callable, number of arguments)``. ``on_event``: told of every
     event of this database (see `safedb.stats`).
+
+    ``postgresql://user@host/name`` opens a server's database, which needs ``pip install 'safedb[postgres]'``; the rest
+    of the URL is libpq's. ``replicas``: URLs of servers that follow this one, for what is read with ``stale=True`` and
+    nothing else. ``serial_writes``: one write transaction at a time, among all that ask for it, so that a block never
+    fails for a conflict with another. ``pragmas`` tune SQLite, and mean nothing on PostgreSQL.
 
     Handles of one process on one file share one writer and one queue, so ``pragmas``, ``pool``, ``functions`` and
     ``collations`` must agree with those in force; what is not given agrees. Where each setting may stand, and which
@@ -59,11 +66,17 @@ def connect(
         raise errors.ConfigError(f"row_factory= takes a callable such as safedb.dict_row, not {row_factory!r}")
     if schema is not None and (isinstance(schema, bytes) or not isinstance(schema, Iterable)):
         raise errors.ConfigError(f"schema= takes DDL as a str, or several of them, not {schema!r}")
-    if settings.target.dialect != "sqlite":
-        raise errors.NotSupportedError("PostgreSQL is not supported by this version of safedb; use a sqlite:/// URL")
-    from safedb import sqlite  # here and not above: `import safedb` loads no driver and no tenacity
+    foreign = {"functions": functions, "collations": collations, "replicas": replicas, "serial_writes": serial_writes}
+    _refuse_foreign(settings.target.dialect, foreign)
+    # The imports are here and not above: `import safedb` loads no driver and no tenacity.
+    if settings.target.dialect == "sqlite":
+        from safedb import sqlite
 
-    engine, close = sqlite.open_engine(settings, functions, collations)
+        engine, close = sqlite.open_engine(settings, functions, collations)
+    else:
+        from safedb import postgres
+
+        engine, close = postgres.open_engine(settings, replicas, serial_writes=serial_writes)
     database = Database(engine, settings.retry.effective(), row_factory, close)
     try:
         if on_event is not None:
@@ -74,6 +87,27 @@ def connect(
         database.close()
         raise
     return database
+
+
+_FOREIGN = {
+    "sqlite": {
+        "replicas": "a SQLite file has no replicas; leave it out",
+        "serial_writes": "SQLite's writes are serial always; leave it out",
+    },
+    "postgresql": {
+        "functions": "SQL functions in Python are SQLite's; create the function on the server",
+        "collations": "collations in Python are SQLite's; create the collation on the server",
+    },
+}
+"""What only the other database has."""
+
+
+def _refuse_foreign(dialect: str, given: Mapping[str, object]) -> None:
+    for name, remedy in _FOREIGN[dialect].items():
+        if given[name]:
+            raise errors.ConfigError(f"{name}=: {remedy}")
+    if not isinstance(given["serial_writes"], bool):
+        raise errors.ConfigError(f"serial_writes= takes True or False, not {given['serial_writes']!r}")
 
 
 class Database:
@@ -101,15 +135,18 @@ class Database:
 
     # -- single statements --------------------------------------------------------------------------------------------
 
-    def execute(self, sql: str, params: Any = None, *, timeout: float | None = None) -> Result:
+    def execute(self, sql: str, params: Any = None, *, timeout: float | None = None, stale: bool = False) -> Result:
         """Run one statement in a transaction of its own.
 
         A read sees one committed state and every write acknowledged before it began. A write is durable when this
         returns; if it raises, it has had no effect, but for `CommitUnknownError`. Writes of several threads are
         committed together where they meet, each with its own verdict. ``params``: a sequence for ``?``, a
-        mapping for ``:name``.
+        mapping for ``:name``. ``stale=True`` says of a read that it may miss the latest writes: where there are
+        ``replicas=``, one of them answers.
         """
         limit = self._timeout if timeout is None else check_timeout(timeout)
+        if stale:
+            return Result(self._engine.execute_stale(sql, params, limit, self._retry), self._factory)
         return Result(self._engine.execute(sql, params, limit, self._retry), self._factory)
 
     def executemany(self, sql: str, params_seq: Iterable[Any], *, timeout: float | None = None) -> int:
@@ -187,14 +224,26 @@ class Database:
         return run
 
     @contextmanager
-    def snapshot(self, *, max_age: float | None = None, timeout: float | None = None) -> Iterator[Snapshot]:
+    def snapshot(
+        self,
+        *,
+        max_age: float | None = None,
+        serializable: bool = False,
+        stale: bool = False,
+        timeout: float | None = None,
+    ) -> Iterator[Snapshot]:
         """Fix one committed state and read it: ``with db.snapshot() as snap: …``.
 
         It never blocks a writer, nor waits for one; but while it is open the WAL cannot shrink. After ``max_age``
         seconds it is ended, and later reads raise. ``timeout`` holds for getting a reader, and for each statement.
+
+        On PostgreSQL it is REPEATABLE READ, in which a report may show a state that no serial order of the writers has
+        had; ``serializable=True`` is free of that, and may have to wait for those that write when it begins. On SQLite
+        each state is serialisable. ``stale=True`` takes the state of a replica, where there is one.
         """
         engine, limit = self._engine, self._limit(timeout)
-        session = engine.open_snapshot(limit, None if max_age is None else check_timeout(max_age))
+        age = None if max_age is None else check_timeout(max_age)
+        session = engine.open_snapshot(limit, age, serializable=serializable, stale=stale)
         ident = threading.get_ident()
         snap = Snapshot(engine, session, self._factory, limit)
         try:

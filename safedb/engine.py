@@ -20,7 +20,7 @@ class SessionLike(Protocol):
 
     lost: BaseException | None
 
-    def run(self, sql: str, values: Sequence[Any], *, many: bool = False) -> Fetched:
+    def run(self, statement: Statement, values: Sequence[Any], *, many: bool = False) -> Fetched:
         """Run one statement; errors come classified."""
 
     def savepoint(self, name: str) -> None:
@@ -36,11 +36,11 @@ class SessionLike(Protocol):
 class SnapshotLike(Protocol):
     """Read one fixed state."""
 
-    def run(self, sql: str, values: Sequence[Any], timeout: float) -> Fetched:
+    def run(self, statement: Statement, values: Sequence[Any], timeout: float) -> Fetched:
         """Run one read."""
 
     def iterate(
-        self, sql: str, values: Sequence[Any], batch: int, timeout: float
+        self, statement: Statement, values: Sequence[Any], batch: int, timeout: float
     ) -> Iterator[tuple[list[tuple[Any, ...]], Any]]:
         """Read in batches."""
 
@@ -54,6 +54,9 @@ class Engine(Protocol):
 
     def execute(self, sql: str, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
         """Run one statement in a transaction of its own."""
+
+    def execute_stale(self, sql: str, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
+        """Run one read that may miss the latest writes."""
 
     def execute_many(self, sql: str, rows: Any, timeout: float, policy: ResolvedRetryPolicy) -> int:
         """Run one statement for many rows, all or nothing."""
@@ -85,7 +88,9 @@ class Engine(Protocol):
     def run_function(self, body: Callable[[Any], T], timeout: float, policy: ResolvedRetryPolicy) -> T:
         """Run ``body`` in this thread inside a write transaction, again if its transaction is lost."""
 
-    def open_snapshot(self, timeout: float, max_age: float | None) -> Any:
+    def open_snapshot(
+        self, timeout: float, max_age: float | None, *, serializable: bool = False, stale: bool = False
+    ) -> Any:
         """Fix one committed state for the calling thread."""
 
     def close_snapshot(self, session: Any, ident: int) -> None:

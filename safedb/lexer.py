@@ -25,13 +25,16 @@ class Dialect:
     name: str
     identifier_quotes: str  # the marks around a quoted identifier; doubled inside, they stand for themselves
     bracket_identifiers: bool  # [name] is an identifier; else brackets are subscripts, and a colon in them a slice
+    blanks: str
     line_comment_end: str  # the characters that end a -- comment
     nested_comments: bool
     escape_strings: bool  # E'...' with backslashes, and $tag$...$tag$
+    number_tail: str  # a pattern: what makes a number one piece of nonsense with what stands right behind it
     foreign_parameters: str  # a pattern: the database's own parameter styles, which safedb does not take
     question_operator: bool  # ?? stands for an operator with a question mark
     reuses_values: bool  # a name that comes twice is one value: $1; else each placeholder, ?, has a value of its own
-    trigger_bodies: bool  # CREATE TRIGGER holds statements between BEGIN and END
+    holds_statements: re.Pattern[str]  # the words outside parentheses that begin what holds statements, up to an END
+    semicolons_in_parentheses: bool  # CREATE RULE has them: DO ALSO (…; …); else a semicolon ends a statement anywhere
 
     def placeholder(self, number: int) -> str:
         """Write the placeholder of the value of this number; the first is 1."""
@@ -46,26 +49,32 @@ SQLITE = Dialect(
     name="sqlite",
     identifier_quotes='"`',
     bracket_identifiers=True,
+    blanks=r" \t\n\r\f\v\ufeff",
     line_comment_end=r"\n",
     nested_comments=False,
     escape_strings=False,
+    number_tail=rf"[{_NAME_REST}]++",
     foreign_parameters=rf"[@$#][{_NAME_REST}]++|:[0-9$][{_NAME_REST}]*+",
     question_operator=False,
     # SQLite has ?1 too, but sqlite3 of Python 3.12.0 to 3.12.3 takes it for a name and warns (CPython's gh-117995).
     reuses_values=False,
-    trigger_bodies=True,
+    holds_statements=re.compile(r"(EXPLAIN (QUERY PLAN )?)?CREATE (TEMP |TEMPORARY )?TRIGGER\b"),
+    semicolons_in_parentheses=False,
 )
 POSTGRESQL = Dialect(
     name="postgresql",
     identifier_quotes='"',
     bracket_identifiers=False,
+    blanks=r" \t\n\r\f\v",  # a byte order mark belongs to a name there; \v is a blank from PostgreSQL 16 on
     line_comment_end=r"\n\r",
     nested_comments=True,
     escape_strings=True,
+    number_tail=rf"[{_NAME_START}][{_NAME_REST}]*+",  # behind 1, $$ begins a string, and $1 is a parameter
     foreign_parameters=r"\$[0-9]++",
     question_operator=True,
     reuses_values=True,
-    trigger_bodies=False,
+    holds_statements=re.compile(r"CREATE (OR REPLACE )?(FUNCTION|PROCEDURE)\b.* BEGIN ATOMIC\b"),
+    semicolons_in_parentheses=True,
 )
 DIALECTS = {dialect.name: dialect for dialect in (SQLITE, POSTGRESQL)}
 
@@ -130,7 +139,7 @@ def tokenize(sql: str, dialect: Dialect) -> list[Token]:
             raise _foreign_parameter(sql, text, start)
         if not dialect.bracket_identifiers:
             depth += (text == "[") - (text == "]")
-            if kind == "named" and depth > 0 and _is_slice(tokens, start):
+            if kind == "named" and _is_colon(tokens, start, in_brackets=depth > 0):
                 kind, text, position = "other", ":", start + 1
         tokens.append(Token(kind, text, start))
     return tokens
@@ -153,9 +162,14 @@ def place(sql: str, offset: int) -> str:
     return f"line {sql.count(chr(10), 0, offset) + 1}, column {offset - sql.rfind(chr(10), 0, offset)}"
 
 
-def _is_slice(tokens: list[Token], start: int) -> bool:
-    """Tell the colon of ``a[low:high]`` from that of ``a[:high]``: a slice's stands right behind its lower bound."""
-    return tokens[-1].end == start and (tokens[-1].kind in _OPERANDS or tokens[-1].text == "]")
+def _is_colon(tokens: list[Token], start: int, *, in_brackets: bool) -> bool:
+    """Tell the colon of ``a[low:high]`` from that of ``a[:high]``: a slice's stands right behind its lower bound.
+
+    Outside of brackets it is that of ``JSON_OBJECT('key':value)``. Words are left out there, for ``LIMIT:n``.
+    """
+    if not tokens or tokens[-1].end != start:
+        return False
+    return tokens[-1].kind in (_OPERANDS if in_brackets else _VALUES) or (in_brackets and tokens[-1].text == "]")
 
 
 def _comment_end(sql: str, position: int, dialect: Dialect) -> int:
@@ -181,7 +195,8 @@ def _foreign_parameter(sql: str, text: str, start: int) -> ProgrammingError:
     )
 
 
-_OPERANDS = frozenset({"word", "quoted", "string", "number", "positional", "named", "right"})
+_VALUES = frozenset({"quoted", "string", "number", "positional", "right"})
+_OPERANDS = _VALUES | {"word", "named"}
 _COMMENT_MARK = re.compile(r"/\*|\*/")
 
 
@@ -209,14 +224,15 @@ def _pattern(dialect: Dialect) -> re.Pattern[str]:
         tag = rf"\$(?:[{_NAME_START}][{_NAME_START}0-9]*+)?\$"
         strings = [_escape_string(), rf"(?P<tag>{tag}).*?(?P=tag)", *strings]
         unended += f"|[eE]'|{tag}"
+    digits = r"0[xX][0-9a-fA-F]*+|[0-9][0-9_]*+(?:\.[0-9]*+)?|\.[0-9]++"
     alternatives = {
-        "blank": rf"[ \t\n\r\f\v\ufeff]++|--[^{dialect.line_comment_end}]*+",
+        "blank": rf"[{dialect.blanks}]++|--[^{dialect.line_comment_end}]*+",
         "comment": r"/\*",
         "string": "|".join(strings),
         "quoted": "|".join(names),
         "unended": unended,
         "word": f"[{_NAME_START}][{_NAME_REST}]*+",
-        "number": rf"(?:0[xX][0-9a-fA-F]*+|[0-9][0-9_]*+(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]++)?[{_NAME_REST}]*+",
+        "number": rf"(?:{digits})(?:[eE][+-]?[0-9]++)?(?:{dialect.number_tail})?",
         "foreign": foreign,
         "doubled": r"\?\?",
         "positional": r"\?",

@@ -217,6 +217,7 @@ class ResolvedPoolConfig:
     max_group: int = 512
     group_time: float = 0.02
     fork_wait: float = 1.0
+    prepare_threshold: int = 5
 
     def __post_init__(self) -> None:
         """Refuse a smallest number above the largest."""
@@ -232,6 +233,11 @@ class PoolConfig(Options):
     ``max_idle``: seconds after which an unused reader is closed. ``max_group``: members of one group commit at most.
     ``group_time``: seconds since BEGIN after which a group takes no new member. ``fork_wait``: seconds that a fork
     waits for the writer and the readers to come to rest; 0 does not wait.
+
+    On PostgreSQL the sizes are those of two pools of connections, one that reads and one that writes; ``max_waiting``
+    are the calls that may wait for either, and ``max_group``, ``group_time`` and ``fork_wait`` have no meaning.
+    ``prepare_threshold`` has one there only: a statement is prepared once a connection has run it so often; 0 never
+    prepares, as poolers older than PgBouncer 1.22 need it.
     """
 
     min_size: Annotated[int | None, Whole(0, 10_000)] = None
@@ -241,6 +247,7 @@ class PoolConfig(Options):
     max_group: Annotated[int | None, Whole(1, 100_000)] = None
     group_time: Annotated[float | None, Number(0, 60)] = None
     fork_wait: Annotated[float | None, Number(0, LONGEST, closed=True)] = None
+    prepare_threshold: Annotated[int | None, Whole(0, 1_000_000)] = None
 
     def effective(self) -> ResolvedPoolConfig:
         """Return the limits in force."""

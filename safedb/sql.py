@@ -8,19 +8,19 @@ Everything here is safe from any thread: statements are frozen, and the cache is
 
 from __future__ import annotations
 
-import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
+from safedb import typed, types
 from safedb.errors import DatabaseError, ProgrammingError
 from safedb.lexer import DIALECTS, Dialect, Token, place, tokenize
-from safedb.routing import Route, examine
-from safedb.types import adapt
+from safedb.routing import Route, examine, outside_parentheses
+from safedb.types import Adapter
 
-__all__ = ["Params", "Route", "Statement", "parse", "split"]
+__all__ = ["Params", "Route", "Statement", "check_many", "parse", "shorten", "split"]
 
 Params = Sequence[Any] | Mapping[str, Any] | None
 
@@ -37,9 +37,13 @@ class Statement:
     that the database is given; both are empty where parameters have no names. ``parameters`` is the number of these
     values. ``keyword`` is the first word, in upper case.
     ``transactional`` is False for what has to run outside a transaction. ``connection_bound`` is the remedy where the
-    answer depends on the connection, so that only a transaction's owner may ask. ``pragma`` is the lower-case name, and
-    whether it is set (or done: ``wal_checkpoint``) and not merely read. ``row`` is where in ``sql`` an INSERT of one
-    row of plain values has it, in parentheses: None for all other statements. ``returning``: it has a RETURNING clause.
+    answer depends on the connection, so that only a transaction's owner may ask. ``outlives`` is the remedy where a
+    transaction's owner may not either: what the statement does to the connection would not end with the transaction.
+    ``pragma`` is the lower-case name, and whether it is set (or done: ``wal_checkpoint``) and not merely read. ``row``
+    is where in ``sql`` an INSERT of one row of plain values has it, in parentheses: None for all other statements.
+    ``returning``: it writes, and has a RETURNING clause.
+    ``adapt`` turns a value into one that the database stores unchanged, or refuses it; those of the ``plain`` types,
+    besides None, int, float and str, need not be looked at.
     """
 
     source: str
@@ -51,9 +55,12 @@ class Statement:
     parameters: int = 0
     transactional: bool = True
     connection_bound: str | None = None
+    outlives: str | None = None
     pragma: tuple[str, bool] | None = None
     row: tuple[int, int] | None = None
     returning: bool = False
+    adapt: Adapter = types.adapt
+    plain: frozenset[type] = types.PLAIN
 
     def bind(self, params: Params) -> tuple[Any, ...]:
         """Arrange parameters in the order of the placeholders, as values that the database stores unchanged.
@@ -72,19 +79,20 @@ class Statement:
             elif kind is str:
                 if value.isascii() and "\0" not in value:
                     continue
-            elif value is None or kind is bytes or (kind is float and value == value):
+            elif value is None or (kind is float and value == value) or kind in self.plain:
                 continue
             return self._adapt(params)
         return params
 
     def _adapt(self, params: tuple[Any, ...]) -> tuple[Any, ...]:
-        values = []
-        for value in params:
-            try:
-                values.append(adapt(value))
-            except DatabaseError as error:
-                label = f":{self.order[len(values)]}" if self.order else f"{len(values) + 1}"
-                raise type(error)(f"parameter {label}: {error}") from None
+        values: list[Any] = []
+        adapt, keep = self.adapt, values.append
+        try:
+            for value in params:
+                keep(adapt(value))
+        except DatabaseError as error:
+            label = f":{self.order[len(values)]}" if self.order else f"{len(values) + 1}"
+            raise type(error)(f"parameter {label}: {error}") from None
         return tuple(values)
 
     def _arrange(self, params: Params) -> tuple[Any, ...]:
@@ -199,33 +207,43 @@ _CACHED: dict[str, Callable[[str], Statement]] = {
 def _statements(tokens: list[Token], dialect: Dialect) -> Iterator[list[Token]]:
     """Cut at each semicolon; the pieces come without it, and are empty where nothing is before one.
 
-    A trigger's own statements end with semicolons too. Its last word is the END that follows one (no END of a CASE
-    can), which is how SQLite itself finds it: https://www.sqlite.org/c3ref/complete.html
+    The statements that a trigger or a function holds end with semicolons too. The last word is the END that follows
+    one (no END of a CASE can), which is how SQLite itself finds it: https://www.sqlite.org/c3ref/complete.html
     """
     piece: list[Token] = []
+    depth, holds = 0, False
     for token in tokens:
-        if token.kind != "semicolon" or (dialect.trigger_bodies and _is_open_trigger(piece)):
+        if dialect.semicolons_in_parentheses:
+            depth = max(0, depth + (token.kind == "left") - (token.kind == "right"))
+        if token.kind != "semicolon" or depth:
             piece.append(token)
-        else:
-            yield piece
-            piece = []
+            continue
+        holds = holds or _holds_statements(piece, dialect)
+        if holds and not _is_complete(piece):
+            piece.append(token)
+            continue
+        yield piece
+        piece, holds = [], False
     if piece:
         yield piece
 
 
-def _is_open_trigger(piece: list[Token]) -> bool:
-    if not _TRIGGER.match(" ".join([token.keyword for token in piece[:6]])):
+def _holds_statements(piece: list[Token], dialect: Dialect) -> bool:
+    if piece and piece[0].keyword not in {"CREATE", "EXPLAIN"}:
         return False
-    return not (piece[-1].keyword == "END" and piece[-2].kind == "semicolon")
+    return bool(dialect.holds_statements.match(" ".join([token.keyword for token in outside_parentheses(piece)])))
 
 
-_TRIGGER = re.compile(r"(EXPLAIN (QUERY PLAN )?)?CREATE (TEMP |TEMPORARY )?TRIGGER\b")
+def _is_complete(piece: list[Token]) -> bool:
+    if piece[-1].keyword != "END":
+        return False
+    return piece[-2].kind == "semicolon" or [token.keyword for token in piece[-3:-1]] == ["BEGIN", "ATOMIC"]
 
 
 def _read(source: str, tokens: list[Token], dialect: Dialect, start: int, end: int) -> Statement:
     """Read one statement: ``tokens`` are its own, and ``source[start:end]`` is its text."""
     order, parameters, sql = _number(source, tokens, dialect, start, end)
-    traits = examine(tokens)
+    traits = examine(tokens, dialect)
     return Statement(
         source=source[start:end],
         sql=sql,
@@ -236,10 +254,16 @@ def _read(source: str, tokens: list[Token], dialect: Dialect, start: int, end: i
         parameters=parameters,
         transactional=traits.transactional,
         connection_bound=traits.connection_bound,
+        outlives=traits.outlives,
         pragma=traits.pragma,
         returning=traits.returning,
         row=_row(traits.row, tokens, start) if sql == source[start:end] else None,
+        adapt=_VALUES[dialect.name][0],
+        plain=_VALUES[dialect.name][1],
     )
+
+
+_VALUES = {"sqlite": (types.adapt, types.PLAIN), "postgresql": (typed.adapt, typed.PLAIN)}
 
 
 def _row(row: tuple[Token, Token] | None, tokens: list[Token], start: int) -> tuple[int, int] | None:
@@ -300,3 +324,24 @@ def _apart(written: str, source: str, token: Token) -> str:
 
 def _in_name(character: str) -> bool:
     return character.isalnum() or character in ("_", "$") or character > "\x7f"
+
+
+# --- What engines share ----------------------------------------------------------------------------------------------
+
+
+def check_many(statement: Statement) -> None:
+    """Refuse what `executemany` does not run."""
+    if statement.route is not Route.WRITE:
+        raise ProgrammingError(
+            "executemany takes INSERT, UPDATE, DELETE, REPLACE or MERGE; use execute, or executescript"
+        )
+    if statement.returning:
+        raise ProgrammingError(
+            "executemany returns a row count and no rows: leave out RETURNING, or call execute for each"
+        )
+
+
+def shorten(sql: str) -> str:
+    """Give one line of the statement's text for a message; values are never shown."""
+    text = " ".join(sql[:400].split())
+    return text if len(text) <= 120 else text[:117] + "..."

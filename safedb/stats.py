@@ -80,6 +80,11 @@ class Stats:
     program held SQLite's lock; ``careful``: a group run again with savepoints; ``lost``: a transaction that an error
     ended; ``broken up``: a group that held a member past its time), ``lock_waits`` the waits for other processes'
     turns, ``oldest_snapshot`` the age of the oldest open snapshot or None.
+
+    On PostgreSQL ``queue_depth`` are the calls that wait for a connection that writes, ``waits`` how long they did,
+    ``turns`` the write transactions begun, ``retries`` by ``serialization``, ``deadlock``, ``lock`` and ``connection``;
+    ``readers`` and ``writers`` are its two pools of connections, as they tell it themselves. What only SQLite has (the
+    WAL, checkpoints, groups larger than one) stays at its default.
     """
 
     dialect: str
@@ -93,6 +98,7 @@ class Stats:
     retries: dict[str, int] = field(default_factory=dict)
     lock_waits: Waits = Waits()
     readers: PoolStats = PoolStats()
+    writers: PoolStats = PoolStats()
     wal_bytes: int = 0
     checkpoints: Waits = Waits()
     oldest_snapshot: float | None = None

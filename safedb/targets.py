@@ -20,6 +20,8 @@ _FORMS = (
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://", re.ASCII)
 _DIALECTS = {"sqlite": "sqlite", "postgresql": "postgresql", "postgres": "postgresql"}
 _NO_PORT = re.compile(r"[^/?:]*:(?!\d*([/?,]|$))")  # user:password, with the host forgotten
+_AUTHORITY = re.compile(r"(?:[^:@]*(?::[^:@]*)?@)?(?:(?:\[[^\[\]@]*\]|[^:@\[\],]*)(?::[0-9]*)?(?:,|$))*")
+_BARE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _HARMLESS = frozenset({"application_name", "connect_timeout", "dbname", "host", "hostaddr", "port", "sslmode", "user"})
 
 SHARED = frozenset({"mode", *RetryPolicy.kinds(), *PoolConfig.kinds()})
@@ -186,7 +188,7 @@ def _absolute(path: str, where: str, cwd: str | None) -> str:
 
 def _unquoted(text: str, url: str, where: str) -> str:
     """Decode percent signs into the bytes of a file name; a ``+`` stays a ``+``."""
-    if re.search(r"%(?![0-9A-Fa-f]{2})", text):
+    if _BARE_PERCENT.search(text):
         raise ConfigError(f"{where}, {masked(url)!r}, holds a bare '%'; write it as %25")
     raw = re.sub(rb"%([0-9A-Fa-f]{2})", lambda code: bytes([int(code[1], 16)]), os.fsencode(text))
     return os.fsdecode(raw)
@@ -208,7 +210,18 @@ def _items(query: str, where: str) -> dict[str, str]:
 
 
 def _server(url: str, query: str, where: str) -> Target:
-    """Part what is ours from what is the driver's, which knows its own parameters and refuses unknown ones."""
+    """Part what is ours from what is the driver's, which knows its own parameters and refuses unknown ones.
+
+    A user or a password with a bare '@', '/', '?' or '%' in it would be read as something else, and errors of the
+    network library would quote its pieces (H51): so such a URL is refused here, before anything is looked up.
+    """
+    place = url.partition("://")[2].partition("?")[0]
+    authority, _, path = place.partition("/")
+    if not _AUTHORITY.fullmatch(authority) or "@" in path + query or _BARE_PERCENT.search(url):
+        raise ConfigError(
+            f"{where}, {masked(url)!r}, is not postgresql://user:password@host:port/name; percent-encode what is "
+            "special in the user and the password (@ is %40, : is %3A, / is %2F, ? is %3F, # is %23, % is %25)"
+        )
     items = query.split("&")
     for item in items:
         name = item.partition("=")[0]

@@ -11,6 +11,7 @@ from safedb import errors
 from safedb.engine import Engine, SessionLike, SnapshotLike
 from safedb.result import Result
 from safedb.rows import RowFactory, tuple_row
+from safedb.sql import Statement
 
 
 class Transaction:
@@ -41,7 +42,7 @@ class Transaction:
         self._check()
         statement = self._engine.statement(sql)
         values = statement.bind(params)
-        fetched = self._run(statement.sql, values, many=False)
+        fetched = self._run(statement, values, many=False)
         return Result(self._engine.decoded(statement, fetched), self._factory)
 
     def executemany(self, sql: str, params_seq: Iterable[Any]) -> int:
@@ -50,7 +51,7 @@ class Transaction:
         statement = self._engine.many(sql)
         check_rows(params_seq)
         rows = [statement.bind(params) for params in params_seq]
-        return self._run(statement.sql, rows, many=True)[2] if rows else 0
+        return self._run(statement, rows, many=True)[2] if rows else 0
 
     def savepoint(self) -> Savepoint:
         """Open a part that rolls back alone: ``with tx.savepoint(): …``."""
@@ -96,9 +97,9 @@ class Transaction:
             first.add_note("safedb: this came from an after_commit callback; the transaction itself is committed")
             raise first
 
-    def _run(self, sql: str, values: Sequence[Any], *, many: bool) -> Any:
+    def _run(self, statement: Statement, values: Sequence[Any], *, many: bool) -> Any:
         try:
-            return self._session.run(sql, values, many=many)
+            return self._session.run(statement, values, many=many)
         except errors.Error as error:
             self._poison = error
             raise
@@ -195,7 +196,7 @@ class Snapshot:
         """Run one read, to its last row, within the snapshot's ``timeout`` for each statement."""
         self._check()
         statement = self._engine.statement(sql)
-        fetched = self._session.run(statement.sql, statement.bind(params), self._timeout)
+        fetched = self._session.run(statement, statement.bind(params), self._timeout)
         return Result(self._engine.decoded(statement, fetched), self._factory)
 
     def iterate(self, sql: str, params: Any = None, *, batch: int = 1000) -> Iterator[Any]:
@@ -210,8 +211,8 @@ class Snapshot:
         values = statement.bind(params)
         return Rows(self._check, self._rows(statement, values, batch))
 
-    def _rows(self, statement: Any, values: Sequence[Any], batch: int) -> Iterator[Any]:
-        batches = self._session.iterate(statement.sql, values, batch, self._timeout)
+    def _rows(self, statement: Statement, values: Sequence[Any], batch: int) -> Iterator[Any]:
+        batches = self._session.iterate(statement, values, batch, self._timeout)
         try:
             for rows, description in batches:
                 fetched = self._engine.decoded(statement, (rows, description, len(rows)))

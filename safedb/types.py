@@ -17,14 +17,18 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 from safedb.errors import DataError, ProgrammingError
 
+T = TypeVar("T")
 SqliteValue = None | int | float | str | bytes
+Adapter = Callable[[Any], Any]
 Decoder = Callable[[Any], Any]
 
+# The types that bind() need not look at, besides None, int, float and str.
+PLAIN: frozenset[type] = frozenset({bytes})
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 # SQLite promises that so many significant digits survive its conversions between text and float.
 _FLOAT_DIGITS = 15
@@ -44,37 +48,46 @@ def adapt(value: object) -> SqliteValue:
     """
     adapter = _ADAPTERS.get(type(value))
     if adapter is None:
-        adapter = _inherited_adapter(type(value))
-    return adapter(value)
+        adapter = find_adapter(type(value), _ADAPTERS)
+    adapted: SqliteValue = adapter(value)
+    return adapted
 
 
-def _inherited_adapter(kind: type) -> Callable[[Any], SqliteValue]:
+# --- The checks: what no database may be given. They give back plain values, without what a subclass adds ------------
+
+
+def find_adapter(kind: type, adapters: dict[type, Adapter]) -> Adapter:
+    """Find what adapts the values of a subclass. Raises ``ProgrammingError`` for a type that has no agreed form."""
     for base in kind.__mro__:
-        if base in _ADAPTERS:
-            return _ADAPTERS[base]
+        if base in adapters:
+            return adapters[base]
     raise ProgrammingError(
         f"a value of type {kind.__module__}.{kind.__qualname__} cannot be a parameter: convert it first (str(x), "
         "int(x), an enum's .value), or wrap lists and dicts in safedb.Json(x)"
     )
 
 
-def _adapt_none(value: None) -> None:
+def same(value: T) -> T:
+    """Give back what needs no check."""
     return value
 
 
-def _adapt_int(value: int) -> int:
+def plain_int(value: int) -> int:
+    """Refuse what does not fit into 64 bits."""
     if not INT_MIN <= value <= INT_MAX:
         raise DataError("an int that does not fit into 64 bits: store it as text with str(x)")
-    return int.__int__(value)
+    return value if type(value) is int else int.__int__(value)
 
 
-def _adapt_float(value: float) -> float:
+def plain_float(value: float) -> float:
+    """Refuse NaN; infinities travel."""
     if value != value:  # only NaN differs from itself
         raise DataError("NaN: SQLite would store NULL; pass None where NULL is meant")
-    return float.__float__(value)
+    return value if type(value) is float else float.__float__(value)
 
 
-def _adapt_str(value: str) -> str:
+def plain_str(value: str) -> str:
+    """Refuse NUL, which PostgreSQL cannot hold, and lone surrogates, which have no UTF-8."""
     if "\0" in value:
         raise DataError(f"a str of {len(value)} characters with a NUL in it: pass such data as bytes")
     if not value.isascii():
@@ -82,28 +95,27 @@ def _adapt_str(value: str) -> str:
             value.encode()
         except UnicodeEncodeError as error:
             raise DataError(f"a str with a lone surrogate at position {error.start}: pass such data as bytes") from None
-    return str.__str__(value)
+    return value if type(value) is str else str.__str__(value)
 
 
-def _adapt_bytes(value: bytes | bytearray | memoryview) -> bytes:
+def plain_bytes(value: bytes | bytearray | memoryview) -> bytes:
+    """Copy what may change."""
     return value if type(value) is bytes else bytes(memoryview(value))
 
 
-def _adapt_datetime(value: datetime) -> str:
+def plain_datetime(value: datetime) -> datetime:
+    """Give an aware time in UTC, a naive one as it is. Refuse what has no UTC time within the years 1 to 9999."""
     if type(value) is not datetime:
-        value = _plain_datetime(value)
-    if value.utcoffset() is not None:
-        try:
-            value = value.astimezone(UTC)
-        except OverflowError:
-            raise DataError(f"{value} is outside the years 1 to 9999 in UTC") from None
-    else:
-        value = value.replace(tzinfo=None)
-    # Always six digits, and always the same offset: so the texts sort as the times do.
-    return value.isoformat(sep=" ", timespec="microseconds")
+        value = _without_subclass(value)
+    if value.utcoffset() is None:
+        return value.replace(tzinfo=None)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise DataError(f"{value} is outside the years 1 to 9999 in UTC") from None
 
 
-def _plain_datetime(value: datetime) -> datetime:
+def _without_subclass(value: datetime) -> datetime:
     """Drop a subclass, but nothing that it holds beyond a datetime (nanoseconds; a "not a time")."""
     try:
         plain = datetime.combine(date(value.year, value.month, value.day), value.timetz()).replace(fold=value.fold)
@@ -112,44 +124,35 @@ def _plain_datetime(value: datetime) -> datetime:
     return plain if plain == value else _refuse_subclass(value)
 
 
-def _adapt_date(value: date) -> str:
-    return date.isoformat(value)
-
-
-def _adapt_time(value: time) -> str:
+def check_time(value: time) -> None:
+    """Refuse a zone."""
     if value.tzinfo is not None:
         raise DataError("a time with a zone: without a date its offset is not known; pass a datetime, or a naive time")
-    return time.isoformat(value, timespec="microseconds")
 
 
-def _adapt_timedelta(value: timedelta) -> int:
+def plain_timedelta(value: timedelta) -> timedelta:
+    """Refuse what SQLite's integers could not count in microseconds."""
     plain = timedelta(value.days, value.seconds, value.microseconds)
     if plain != value:
         _refuse_subclass(value)
-    microseconds = plain // timedelta(microseconds=1)
-    if not INT_MIN <= microseconds <= INT_MAX:
+    if not _TIMEDELTA_MIN <= plain <= _TIMEDELTA_MAX:
         raise DataError("a timedelta beyond 292,271 years: its microseconds do not fit into 64 bits")
-    return microseconds
+    return plain
+
+
+_MICROSECOND = timedelta(microseconds=1)
+_TIMEDELTA_MIN, _TIMEDELTA_MAX = INT_MIN * _MICROSECOND, INT_MAX * _MICROSECOND
 
 
 def _refuse_subclass(value: object) -> NoReturn:
     raise DataError(f"a {type(value).__name__} that holds more (or less) than microseconds: round it first")
 
 
-def _adapt_decimal(value: Decimal) -> int | float:
+def plain_decimal(value: Decimal) -> Decimal:
+    """Refuse NaN and the infinities."""
     if not value.is_finite():
         raise DataError(f"Decimal('{value}') is not a number that can be stored")
-    # The range first: int() of Decimal("1E+1000000") would have a million digits.
-    if INT_MIN <= value <= INT_MAX and value == value.to_integral_value():
-        return int(value)
-    if _significant_digits(value) <= _FLOAT_DIGITS:
-        number = float(value)
-        if Decimal(repr(number)) == value:
-            return number
-    raise DataError(
-        f"a Decimal that SQLite would round: it has no exact decimals, and floats keep {_FLOAT_DIGITS} digits; store "
-        "text, str(x) in a TEXT column, or count in the smallest unit, as an int"
-    )
+    return Decimal(value)
 
 
 def _significant_digits(value: Decimal) -> int:
@@ -157,29 +160,20 @@ def _significant_digits(value: Decimal) -> int:
     return len("".join(map(str, value.as_tuple().digits)).strip("0"))
 
 
-def _adapt_uuid(value: UUID) -> str:
-    return UUID.__str__(value)
-
-
-def _adapt_json(wrapped: Json) -> str | int | float:
-    value = wrapped.value
-    text = _json_text(value)
-    _check_json(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return text
-    # A column declared JSON has NUMERIC affinity, which reads the text of a bare number its own way: send the number.
-    if isinstance(value, int):
-        return int.__int__(value)
-    # And a TEXT column would round it.
-    if _significant_digits(Decimal(float.__repr__(value))) > _FLOAT_DIGITS:
-        raise DataError(f"Json of a bare float with more than {_FLOAT_DIGITS} digits: put it into a list or a dict")
-    return float.__float__(value)
-
-
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def _json_text(value: object) -> str:
+def json_text(value: object) -> str:
+    """Write JSON. Refuse what would not come back from both databases, in a column of whatever type."""
+    text = _encode_json(value)
+    _check_json(value)
+    # SQLite's column is sent a bare number, not its text (see below), and a TEXT column would round it.
+    if isinstance(value, float) and _significant_digits(Decimal(float.__repr__(value))) > _FLOAT_DIGITS:
+        raise DataError(f"Json of a bare float with more than {_FLOAT_DIGITS} digits: put it into a list or a dict")
+    return text
+
+
+def _encode_json(value: object) -> str:
     try:
         return _ENCODER.encode(value)
     except TypeError as error:
@@ -194,9 +188,9 @@ def _check_json(value: object) -> None:
     while waiting:
         item = waiting.pop()
         if isinstance(item, str):
-            _adapt_str(item)
+            plain_str(item)
         elif isinstance(item, int):
-            _adapt_int(item)
+            plain_int(item)
         elif isinstance(item, dict):
             if not all(isinstance(key, str) for key in item):
                 raise DataError("Json of a dict with a key that is no str: it would come back as one")
@@ -205,15 +199,63 @@ def _check_json(value: object) -> None:
             waiting += item
 
 
-_ADAPTERS: dict[type, Callable[[Any], SqliteValue]] = {
-    type(None): _adapt_none,
+# --- The five kinds --------------------------------------------------------------------------------------------------
+
+
+def _adapt_datetime(value: datetime) -> str:
+    # Always six digits, and always the same offset: so the texts sort as the times do.
+    return plain_datetime(value).isoformat(sep=" ", timespec="microseconds")
+
+
+def _adapt_date(value: date) -> str:
+    return date.isoformat(value)
+
+
+def _adapt_time(value: time) -> str:
+    check_time(value)
+    return time.isoformat(value, timespec="microseconds")
+
+
+def _adapt_timedelta(value: timedelta) -> int:
+    return plain_timedelta(value) // _MICROSECOND
+
+
+def _adapt_decimal(value: Decimal) -> int | float:
+    value = plain_decimal(value)
+    # The range first: int() of Decimal("1E+1000000") would have a million digits.
+    if INT_MIN <= value <= INT_MAX and value == value.to_integral_value():
+        return int(value)
+    if _significant_digits(value) <= _FLOAT_DIGITS:
+        number = float(value)
+        if Decimal(repr(number)) == value:
+            return number
+    raise DataError(
+        f"a Decimal that SQLite would round: it has no exact decimals, and floats keep {_FLOAT_DIGITS} digits; store "
+        "text, str(x) in a TEXT column, or count in the smallest unit, as an int"
+    )
+
+
+def _adapt_uuid(value: UUID) -> str:
+    return UUID.__str__(value)
+
+
+def _adapt_json(wrapped: Json) -> str | int | float:
+    value, text = wrapped.value, json_text(wrapped.value)
+    # A column declared JSON has NUMERIC affinity, which reads the text of a bare number its own way: send the number.
+    if isinstance(value, float):
+        return float.__float__(value)
+    return int.__int__(value) if isinstance(value, int) and not isinstance(value, bool) else text
+
+
+_ADAPTERS: dict[type, Adapter] = {
+    type(None): same,
     bool: int,
-    int: _adapt_int,
-    float: _adapt_float,
-    str: _adapt_str,
-    bytes: _adapt_bytes,
-    bytearray: _adapt_bytes,
-    memoryview: _adapt_bytes,
+    int: plain_int,
+    float: plain_float,
+    str: plain_str,
+    bytes: plain_bytes,
+    bytearray: plain_bytes,
+    memoryview: plain_bytes,
     datetime: _adapt_datetime,
     date: _adapt_date,
     time: _adapt_time,

@@ -20,7 +20,7 @@ from safedb.config import ResolvedPoolConfig, ResolvedPragmas, ResolvedRetryPoli
 from safedb.engine import Fetched
 from safedb.retry import classify
 from safedb.routing import ATTACHED, TEMPORARY, Route
-from safedb.sql import Statement, parse
+from safedb.sql import Statement, check_many, parse, shorten
 from safedb.sqlite import backups, location
 from safedb.sqlite import pragmas as pragma_rules
 from safedb.sqlite.blocks import Block, Blocks, Exclusive
@@ -31,7 +31,7 @@ from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.groups import FunctionJob, Groups, Job, StatementJob
 from safedb.sqlite.keeper import Keeper
 from safedb.sqlite.readers import Reader, Readers, WritesAfterAll
-from safedb.sqlite.session import Session, shorten
+from safedb.sqlite.session import Session
 from safedb.sqlite.sidelock import SideLock
 from safedb.sqlite.snapshots import Snapshots, SnapshotSession
 from safedb.sqlite.turns import Turns
@@ -139,6 +139,8 @@ class SqliteEngine:
             rows = self._typed(plan, rows, len(description))
         return rows, description, count
 
+    execute_stale = execute  # there is one file, and no copy of it that lags behind
+
     def _plan(self, sql: str) -> Plan:
         """Find out where a statement goes; refuse what may not be run here and now."""
         statement = parse(sql)
@@ -207,7 +209,7 @@ class SqliteEngine:
                     lambda writer: writer.run(statement.sql, values),
                     doing=shorten(statement.source),
                 )
-            return self._in_block(deadline, policy, lambda session: session.run(statement.sql, values))
+            return self._in_block(deadline, policy, lambda session: session.run(statement, values))
         finally:
             self._forget_schema()
 
@@ -232,7 +234,7 @@ class SqliteEngine:
         self._wake()
         self._refuse_own_turn()
         if len(values) * max(statement.parameters, 1) > MANY_VALUES:
-            return self._in_block(deadline, policy, lambda session: session.run(statement.sql, values, many=True)[2])
+            return self._in_block(deadline, policy, lambda session: session.run(statement, values, many=True)[2])
         outcome: Outcome = self.groups.submit(StatementJob(statement.sql, values, deadline, policy, many=True))
         return outcome[2]
 
@@ -261,7 +263,7 @@ class SqliteEngine:
 
         def work(session: Session) -> None:
             for statement in statements:
-                session.run(statement.sql, ())
+                session.run(statement, ())
 
         try:
             self._in_block(deadline, policy, work)
@@ -394,8 +396,11 @@ class SqliteEngine:
 
     # -- snapshots --------------------------------------------------------------------------------------------------
 
-    def open_snapshot(self, timeout: float, max_age: float | None) -> SnapshotSession:
-        """Fix one committed state for the calling thread."""
+    def open_snapshot(
+        self, timeout: float, max_age: float | None, *, serializable: bool = False, stale: bool = False
+    ) -> SnapshotSession:
+        """Fix one committed state for the calling thread. With one writer each is serialisable, and the latest."""
+        del serializable, stale
         if self.inside or self.snapping:
             self.refuse_reentry(reading=True)
         self._wake()
@@ -445,8 +450,8 @@ class SqliteEngine:
         limit = timeout or LONG
         session = self.open_snapshot(limit, None)
         try:
-            damage = [row[0] for row in session.run("PRAGMA integrity_check", (), limit)[0] if row != ("ok",)]
-            broken = session.run("PRAGMA foreign_key_check", (), limit)[0]
+            damage = [row[0] for row in session.run(parse("PRAGMA integrity_check"), (), limit)[0] if row != ("ok",)]
+            broken = session.run(parse("PRAGMA foreign_key_check"), (), limit)[0]
         finally:
             self.close_snapshot(session, threading.get_ident())
         return damage + [
@@ -674,16 +679,4 @@ def check_in_transaction(statement: Statement) -> None:
     if not statement.transactional and statement.pragma is None:
         raise errors.ProgrammingError(
             f"{statement.keyword} cannot run inside a transaction: call it through db.execute"
-        )
-
-
-def check_many(statement: Statement) -> None:
-    """Refuse what `executemany` does not run."""
-    if statement.route is not Route.WRITE:
-        raise errors.ProgrammingError(
-            "executemany takes INSERT, UPDATE, DELETE or REPLACE; use execute, or executescript"
-        )
-    if statement.returning:
-        raise errors.ProgrammingError(
-            "executemany returns a row count and no rows: leave out RETURNING, or call execute for each"
         )

@@ -64,8 +64,9 @@ from typing import Any, cast
 from safedb import errors
 from safedb.config import ResolvedRetryPolicy
 from safedb.retry import INTERRUPT, classify, code_of, is_unknown_commit
+from safedb.sql import shorten
 from safedb.sqlite.driver import sqlite3
-from safedb.sqlite.session import Restart, Session, shorten
+from safedb.sqlite.session import Restart, Session
 from safedb.sqlite.turns import ABOARD, CROWDED, HOLDING, LOBBY, NEW, SERVED, WAITING, Ticket, Turns
 from safedb.sqlite.writer import DRIVER_ERRORS, IDLE, NO_ROWS, RUNNING, USER, Outcome, Values, Writer
 from safedb.stats import Counters, Hooks, Overrun, Retried, SlowWait

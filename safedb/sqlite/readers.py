@@ -27,8 +27,8 @@ from time import monotonic
 from safedb import errors
 from safedb.config import ResolvedRetryPolicy
 from safedb.retry import INTERRUPT, READONLY, classify, code_of, is_busy, run_again
+from safedb.sql import shorten
 from safedb.sqlite.driver import sqlite3
-from safedb.sqlite.session import shorten
 from safedb.sqlite.writer import DRIVER_ERRORS, Outcome, Values
 from safedb.stats import PoolStats
 

@@ -7,6 +7,7 @@ import time
 
 from safedb import errors
 from safedb.retry import INTERRUPT, classify, code_of
+from safedb.sql import Statement, shorten
 from safedb.sqlite.writer import DRIVER_ERRORS, RUNNING, USER, Outcome, Values, Writer
 
 
@@ -50,14 +51,14 @@ class Session:
                 raise Restart
             watch.phase, watch.until = RUNNING, math.inf
 
-    def run(self, sql: str, values: Values, *, many: bool = False) -> Outcome:
+    def run(self, statement: Statement, values: Values, *, many: bool = False) -> Outcome:
         """Run one statement of the user's; past the deadline none is begun, however short it would be."""
         if time.monotonic() >= self._deadline:
             raise errors.QueryCanceled(
-                f"{shorten(sql)}: the deadline of this transaction on {self._writer.name} had passed before it began, "
-                "so it was not run. Do slow work before or after the transaction, or raise the timeout"
+                f"{shorten(statement.source)}: the deadline of this transaction on {self._writer.name} had passed "
+                "before it began, so it was not run. Do slow work before or after the transaction, or raise the timeout"
             )
-        return self._run(sql, values, many=many)
+        return self._run(statement.sql, values, many=many)
 
     def _run(self, sql: str, values: Values, *, many: bool = False) -> Outcome:
         """Run one statement; an error comes classified, and `lost` says whether it ended the transaction."""
@@ -95,9 +96,3 @@ class Session:
     def release(self, name: str) -> None:
         """Remove the savepoint and keep what came since."""
         self._run(f"RELEASE {name}", ())
-
-
-def shorten(sql: str) -> str:
-    """Give one line of the statement's text for a message; values are never shown."""
-    text = " ".join(sql[:400].split())
-    return text if len(text) <= 120 else text[:117] + "..."

@@ -20,6 +20,7 @@ from typing import Any
 
 from safedb import errors
 from safedb.retry import INTERRUPT, code_of
+from safedb.sql import Statement
 from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.readers import Reader, WritesAfterAll, read_error
 from safedb.sqlite.writer import DRIVER_ERRORS, Outcome, Values
@@ -41,22 +42,24 @@ class SnapshotSession:
         self.holder = threading.current_thread().name
         self.ended: str | None = None  # why no more is read from it
 
-    def run(self, sql: str, values: Values, timeout: float) -> Outcome:
+    def run(self, statement: Statement, values: Values, timeout: float) -> Outcome:
         """Run one read to its last row."""
         with self._guard:
             self._check()
             reader = self._reader
             reader.until = monotonic() + timeout
             try:
-                cursor = reader.execute(sql, values)
+                cursor = reader.execute(statement.sql, values)
                 rows = cursor.fetchall()
                 return rows, cursor.description, len(rows)
             except DRIVER_ERRORS as error:
-                raise self._classified(error, sql) from error
+                raise self._classified(error, statement.sql) from error
             finally:
                 reader.until = _NEVER
 
-    def iterate(self, sql: str, values: Values, batch: int, timeout: float) -> Iterator[tuple[list[Row], Any]]:
+    def iterate(
+        self, statement: Statement, values: Values, batch: int, timeout: float
+    ) -> Iterator[tuple[list[Row], Any]]:
         """Read in batches, ``timeout`` seconds for each; give each batch with the cursor's description."""
         cursor = self._reader.connection.cursor()
         try:
@@ -68,10 +71,10 @@ class SnapshotSession:
                     try:
                         if description is None:
                             self._cursors.add(cursor)
-                            description = cursor.execute(sql, values).description
+                            description = cursor.execute(statement.sql, values).description
                         rows = cursor.fetchmany(batch)
                     except DRIVER_ERRORS as error:
-                        raise self._classified(error, sql) from error
+                        raise self._classified(error, statement.sql) from error
                     finally:
                         self._reader.until = _NEVER
                 if not rows:

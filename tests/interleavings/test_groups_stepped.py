@@ -24,6 +24,7 @@ from steps import FAR, Interrupted, Unforgiving, schedules, unforgiving
 from safedb import errors
 from safedb.config import RetryPolicy
 from safedb.retry import FULL, INTERRUPT, IOERR_FSYNC
+from safedb.sql import parse
 from safedb.sqlite import groups as groups_module
 from safedb.sqlite import session as session_module
 from safedb.sqlite.groups import FunctionJob, Group, Groups, Job, StatementJob
@@ -375,18 +376,18 @@ class World:
     def body(self, write: Write, session: Session) -> str:
         write.runs += 1
         self.scheduler.note(f"{write.name} runs")
-        session.run(INSERT, (write.name,))
+        session.run(parse(INSERT), (write.name,))
         self.step()
         if write.trouble == "sleeps" and write.runs == 1:
             self.scheduler.sleep(0.5)
         if write.trouble == "swallows" and write.runs == 1:
             self.scheduler.sleep(0.5)
             with contextlib.suppress(BaseException):
-                session.run(INSERT, (f"{write.name}!",))
+                session.run(parse(INSERT), (f"{write.name}!",))
             return TAKEN_AWAY
         if write.trouble == "raises":
             raise Mishap
-        session.run(INSERT, (f"{write.name}.",))
+        session.run(parse(INSERT), (f"{write.name}.",))
         return write.name
 
     def keeper(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import safedb
 from safedb.config import RetryPolicy
+from safedb.sql import parse
 from safedb.sqlite.session import Session
 from safedb.sqlite.writer import Writer
 from safedb.stats import Counters, Hooks
@@ -35,7 +36,7 @@ def test_past_the_deadline_no_statement_is_begun_however_short(writer: Writer) -
     session = Session(writer, deadline=time.monotonic())
 
     with pytest.raises(safedb.QueryCanceled, match=r"INSERT INTO t VALUES \(1\): the deadline of this tr"):
-        session.run("INSERT INTO t VALUES (1)", ())
+        session.run(parse("INSERT INTO t VALUES (1)"), ())
 
     assert writer.run("SELECT * FROM t", ())[0] == []
     assert session.lost is None, "nothing has been sent, so nothing has ended the transaction"

@@ -15,6 +15,7 @@ from support import Crew, Gate, wait_until
 
 import safedb
 from safedb import errors
+from safedb.sql import parse
 from safedb.sqlite.engine import SqliteEngine
 from safedb.sqlite.readers import Reader
 from safedb.sqlite.snapshots import Snapshots, SnapshotSession
@@ -267,7 +268,7 @@ def test_a_disowned_snapshot_never_touches_its_connection_again(tmp_path: Path) 
     assert snapshots.disown("it was inherited") == [session]
     assert snapshots.oldest() is None
     with pytest.raises(errors.OperationalError, match="it was inherited"):
-        session.run("SELECT 1", (), 1.0)
+        session.run(parse("SELECT 1"), (), 1.0)
     session.close()
     assert statements == []
     connection.close()

@@ -19,6 +19,7 @@ from support import Crew, Gate, wait_until
 
 import safedb
 from safedb import errors
+from safedb.sql import parse
 from safedb.sqlite.engine import SqliteEngine
 from safedb.sqlite.writer import Writer
 from safedb.stats import Counters, Event, Hooks, Overrun, Retried
@@ -423,7 +424,7 @@ def test_a_rollback_to_after_the_transaction_is_lost_does_nothing(db: safedb.Dat
     engine = engine_of(db)
     held = engine.block(30.0, engine.policy)
     engine.begin(held)
-    held.session.run("INSERT INTO t VALUES (1)", ())
+    held.session.run(parse("INSERT INTO t VALUES (1)"), ())
     engine.writer.rollback()  # as SQLite does by itself
     held.session.rollback_to("anything")
     with pytest.raises(errors.TransactionAborted, match="nothing of it was kept"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import sqlite3
 from collections import UserList, defaultdict
 from collections.abc import Iterator
@@ -255,6 +256,13 @@ def test_sqlite_parameters(source: str, sql: str | None, names: tuple[str, ...])
         ("SELECT 1 LIMIT?OFFSET?", "SELECT 1 LIMIT $1 OFFSET $2"),
         ("SELECT 1 LIMIT:n OFFSET(:m)", "SELECT 1 LIMIT $1 OFFSET($2)"),
         ("SELECT 5 @> ?, @ -5, a#>?", "SELECT 5 @> $1, @ -5, a#>$2"),
+        ("SELECT j@??'$.a', j @???, j??", "SELECT j@?'$.a', j @?$1, j?"),
+        ("SELECT JSON_OBJECT('k':v, 'l': :m)", "SELECT JSON_OBJECT('k':v, 'l': $1)"),
+        ("SELECT 1?, .5?, 'a'?", "SELECT 1 $1, .5 $2, 'a'$3"),
+        ("SELECT a\ufeff?", "SELECT a\ufeff $1"),
+        ("SELECT 1$$ ? $$, 1E5$a$ ? $a$, a$b$c$b$", None),
+        ("SELECT a$b$ ?, $b$ $1$b$", "SELECT a$b$ $1, $b$ $1$b$"),
+        ("SELECT U&'\\' ?, U&\"?\" UESCAPE '?'", "SELECT U&'\\' $1, U&\"?\" UESCAPE '?'"),
         ("SELECT `?", "SELECT `$1"),
     ],
 )
@@ -272,6 +280,14 @@ def test_postgresql_parameters(source: str, sql: str | None) -> None:
         ("SELECT #1", "sqlite", "#1"),
         ("SELECT $1", "postgresql", r"\$1"),
         ("SELECT ?1", "postgresql", r"\?1"),
+        ("SELECT 1$1", "postgresql", r"\$1 in line 1, column 9"),
+        ("SELECT $1abc", "postgresql", r"\$1 in"),
+        ("SELECT ???1", "postgresql", r"\?1 in line 1, column 10"),
+        ("SELECT (1; SELECT 2); x", "postgresql", "executescript"),
+        ("CREATE FUNCTION f() RETURN 1; END", "postgresql", "executescript"),
+        ("CREATE FUNCTION f() BEGIN ATOMIC END; END", "postgresql", "executescript"),
+        ("CREATE FUNCTION f(begin atomic) RETURN 1; END", "postgresql", "executescript"),
+        ("SELECT 1 AS begin, atomic; END", "postgresql", "executescript"),
         ("SELECT ??", "sqlite", r"\?\? in line 1, column 8.*PostgreSQL"),
         ("SELECT ?, :a", "sqlite", "one style"),
         ("SELECT :a, ?", "postgresql", "one style"),
@@ -325,6 +341,9 @@ CONTROL = {
 @pytest.mark.parametrize("before", ["", "/*x*/ ", "-- x\n", "\ufeff", "\v\f", "EXPLAIN ", "EXPLAIN QUERY PLAN "])
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_transaction_control_is_refused_with_the_call_to_use(text: str, before: str, dialect: str) -> None:
+    if dialect == "postgresql" and before == "\ufeff":
+        assert parse(before + text, dialect).keyword.startswith("\ufeff")  # a name to it, and so a syntax error
+        return
     with pytest.raises(ProgrammingError, match=f"safedb's to say.*{CONTROL[text]}"):
         parse(before + text, dialect)
     with pytest.raises(ProgrammingError, match=r"line \d+, column \d+: .*safedb's to say"):
@@ -406,12 +425,171 @@ def test_sqlite_agrees_with_the_route(text: str) -> None:
         ("MERGE INTO t USING s ON true WHEN MATCHED THEN DELETE", Route.WRITE),
         ("WITH x AS (SELECT 1) SEARCH DEPTH FIRST BY a SET b MERGE INTO t", Route.WRITE),
         ("WITH x AS (TABLE t)", Route.READ),
+        ("WITH x AS (SELECT 1) SEARCH DEPTH FIRST BY update SET delete SELECT 1", Route.READ),
+        ("WITH x AS (SELECT 1) CYCLE update SET insert TO 1 DEFAULT 2 USING delete DELETE FROM t", Route.WRITE),
+        ("SELECT * FROM t FOR UPDATE", Route.READ),
+        ("SELECT 1 INTO x", Route.READ),
         ("CREATE TABLE t (a)", Route.EXCLUSIVE),
+        ("CALL p()", Route.EXCLUSIVE),
+        ("DO $$ BEGIN DELETE FROM t; END $$", Route.EXCLUSIVE),
+        ("COPY t TO '/x'", Route.EXCLUSIVE),
+        ("NOTIFY x", Route.EXCLUSIVE),
+        ("VACUUM t", Route.EXCLUSIVE),
         ("1", Route.EXCLUSIVE),
     ],
 )
 def test_postgresql_statements_are_routed_too(text: str, route: Route) -> None:
     assert parse(text, "postgresql").route is route
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["PRAGMA user_version", "PRAGMA user_version = 3", "ATTACH 'x' AS y", "DETACH y", "REPLACE INTO t VALUES (1)"],
+)
+def test_what_only_sqlite_knows_is_left_to_postgresql_to_refuse(text: str) -> None:
+    statement = parse(text, "postgresql")
+    assert statement.route is Route.EXCLUSIVE
+    assert statement.transactional
+    assert (statement.pragma, statement.connection_bound, statement.outlives) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "returning"),
+    [
+        ("INSERT INTO t VALUES (1) RETURNING a", True),
+        ("MERGE INTO t USING s ON true WHEN MATCHED THEN DELETE RETURNING t.a", True),
+        ("WITH x AS (SELECT 1) DELETE FROM t RETURNING a", True),
+        ("WITH x AS (DELETE FROM t RETURNING a) SELECT a FROM x", False),
+        ("CREATE RULE r AS ON DELETE TO v DO INSTEAD DELETE FROM t RETURNING a", False),
+        ("EXPLAIN DELETE FROM t RETURNING a", False),
+        ("INSERT INTO t VALUES ('RETURNING')", False),
+    ],
+)
+def test_a_returning_clause_is_found(text: str, returning: bool) -> None:
+    assert parse(text, "postgresql").returning is returning
+
+
+@pytest.mark.parametrize("text", ["PREPARE TRANSACTION 'x'", "commit prepared 'x'", "ROLLBACK PREPARED 'x'"])
+def test_two_phase_commit_is_refused(text: str) -> None:
+    with pytest.raises(ProgrammingError, match="safedb's to say: two-phase commit"):
+        parse(text, "postgresql")
+
+
+# Refused through db.*, for the answer or the effect belongs to one transaction; fine inside one.
+BOUND = {
+    "SELECT lastval()": "RETURNING",
+    "SELECT pg_catalog.currval('s')": "RETURNING",
+    "LOCK t IN SHARE MODE": "take it inside `with db.transaction",
+    "SET LOCAL x.y = 1": "one transaction",
+    'SET LOCAL "x.y" = 1': "one transaction",
+    "set transaction READ ONLY": "one transaction",
+    "SET CONSTRAINTS ALL DEFERRED": "one transaction",
+    "CREATE TEMP TABLE x (a int) ON COMMIT DROP": "ordinary table",
+    "CREATE TEMPORARY TABLE IF NOT EXISTS x ON COMMIT DROP AS SELECT 1": "ordinary table",
+}
+# Refused inside a transaction too: it would outlive it.
+OUTLIVING = {
+    "SET x.y = 1": "SET LOCAL",
+    "SET local.x = 1": "SET LOCAL",
+    "SET SESSION x.y = 1": "SET LOCAL",
+    "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY": "SET LOCAL",
+    "SET TIME ZONE 'UTC'": "SET LOCAL",
+    "SET ROLE x": "SET LOCAL",
+    "RESET ALL": "SET LOCAL",
+    "UPDATE pg_settings SET setting = '1' WHERE name = 'x.y'": "SET LOCAL",
+    "SELECT set_config('x.y', '1', false)": "plain true",
+    "SELECT set_config('x.y', '1', ?)": "plain true",
+    "SELECT set_config('x.y', '1', is_local => NOT true)": "plain true",
+    "LISTEN x": "notifications",
+    "UNLISTEN *": "notifications",
+    "PREPARE x AS SELECT 1": "pass parameters",
+    "PREPARE transaction AS SELECT 1": "pass parameters",
+    "EXECUTE x": "pass parameters",
+    "EXPLAIN (ANALYZE) EXECUTE x": "pass parameters",
+    "EXPLAIN ANALYSE VERBOSE EXECUTE x": "pass parameters",
+    "DEALLOCATE ALL": "pass parameters",
+    "DISCARD ALL": "pool",
+    "LOAD 'auto_explain'": "session_preload_libraries",
+    "DECLARE x CURSOR FOR SELECT 1": r"snap\.iterate",
+    "DECLARE x CURSOR WITH HOLD FOR SELECT 1": r"snap\.iterate",
+    "FETCH x": r"snap\.iterate",
+    "MOVE x": r"snap\.iterate",
+    "CLOSE x": r"snap\.iterate",
+    "SELECT pg_advisory_lock(1)": "pg_advisory_xact_lock",
+    "SELECT lastval(), pg_catalog . PG_ADVISORY_LOCK_shared (1, 2)": "pg_advisory_xact_lock",
+    'SELECT "pg_try_advisory_lock"(1)': "pg_advisory_xact_lock",
+    "SELECT pg_try_advisory_lock_shared(1)": "pg_advisory_xact_lock",
+    "SELECT pg_advisory_unlock(1)": "pg_advisory_xact_lock",
+    "SELECT pg_advisory_unlock_shared(1)": "pg_advisory_xact_lock",
+    "SELECT pg_advisory_unlock_all()": "pg_advisory_xact_lock",
+    "CREATE TEMP TABLE x (a int)": "ON COMMIT DROP",
+    "EXPLAIN ANALYZE CREATE TEMP TABLE x AS SELECT 1": "ON COMMIT DROP",
+    "create local temporary table x (a int) on commit delete rows": "ON COMMIT DROP",
+    "CREATE OR REPLACE TEMP VIEW x AS SELECT 1": "ON COMMIT DROP",
+    "CREATE TEMP SEQUENCE x": "ON COMMIT DROP",
+    "SELECT 1 INTO TEMP x": "ordinary table",
+    "SELECT 1 INTO LOCAL TEMPORARY TABLE x FROM t": "ordinary table",
+    'WITH x AS (SELECT 1) (SELECT * INTO TEMP "x" FROM x)': "ordinary table",
+    "CREATE TABLE pg_temp.x (a int)": "ordinary table",
+    "SELECT pg_temp.f()": "ordinary table",
+    'DROP TABLE "pg_temp_3" . x': "ordinary table",
+    "COPY t FROM STDIN": "executemany",
+    "COPY (SELECT 1) TO STDOUT (FORMAT csv)": "executemany",
+}
+
+
+@pytest.mark.parametrize("text", BOUND)
+def test_what_postgresql_ends_with_the_transaction_is_for_its_owner(text: str) -> None:
+    statement = parse(text, "postgresql")
+    assert BOUND[text] in (statement.connection_bound or "")
+    assert statement.outlives is None
+
+
+@pytest.mark.parametrize("text", OUTLIVING)
+def test_what_would_outlive_the_transaction_carries_its_remedy(text: str) -> None:
+    statement = parse(text, "postgresql")
+    assert re.search(OUTLIVING[text], statement.outlives or "")
+    assert statement.connection_bound
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT 'pg_advisory_lock(1)', lastval FROM t",
+        "SELECT pg_advisory_xact_lock(1)",
+        "SELECT pg_try_advisory_xact_lock_shared(1)",
+        "SELECT set_config('x.y', coalesce('1', (SELECT '2')), true)",
+        "SELECT set_config(setting_name => 'x.y', new_value => '1', is_local => TRUE)",
+        "SELECT last_insert_rowid(), changes()",
+        "SELECT * FROM temp.x, pg_temp",
+        "INSERT INTO temp (a) VALUES (1)",
+        "INSERT INTO temp AS x VALUES (1)",
+        "MERGE INTO temp USING x ON true WHEN MATCHED THEN DELETE",
+        "SELECT 1 AS a INTO temp",
+        "SELECT 1 AS a INTO temp FROM t",
+        "CREATE TABLE temp (a int)",
+        "CREATE TABLE x (a int DEFAULT currval('s'))",
+        "DROP FUNCTION pg_advisory_lock(int)",
+        "CREATE FUNCTION f() RETURNS bigint RETURN lastval()",
+        "COPY t TO '/x'",
+        "COPY (SELECT stdin FROM stdin) TO 'STDOUT'",
+        "UPDATE t SET setting = (SELECT setting FROM pg_settings)",
+        "SHOW x.y",
+        "TRUNCATE t",
+    ],
+)
+def test_what_only_looks_so_on_postgresql_does_not(text: str) -> None:
+    statement = parse(text, "postgresql")
+    assert (statement.connection_bound, statement.outlives) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "text", ["CREATE TEMP TABLE x (a)", "ATTACH 'x' AS y", "DROP TABLE temp.x", "SELECT changes()"]
+)
+def test_what_outlives_a_transaction_of_sqlite_is_known_too(text: str) -> None:
+    statement = parse(text)
+    assert statement.connection_bound
+    assert statement.outlives == (None if "changes" in text else statement.connection_bound)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,158 @@
+"""Lending links: psycopg_pool behind deadlines, errors of ours, and a look at each link that costs no round trip.
+
+The pool opens, counts, queues, replaces and retires connections. What is ours is the check: a server that went away has
+hung up, so something is there to read on an idle link. The pool's own check would ask the server at each checkout,
+which is most of a point read's time, and what it misses (a link that breaks a moment later) has to be survived anyway:
+reads are run again, and so is every write whose COMMIT was not sent.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from time import monotonic
+
+from safedb import errors
+from safedb.config import ResolvedPoolConfig
+from safedb.postgres.driver import psycopg, psycopg_pool
+from safedb.postgres.limits import GRACE
+from safedb.postgres.opener import Link, Opener
+from safedb.stats import PoolStats
+
+RECONNECT = 0.2  # seconds between two tries to connect, while somebody waits; the pool's own are 1, 2, 4, …
+CROWDED = 0.005  # seconds between two looks at a full queue
+GLANCE = 0.05  # seconds between two looks at whether the server refuses us, while the database is opened
+
+
+class Links:
+    """Lend links to the database; safe from any thread."""
+
+    def __init__(self, opener: Opener, config: ResolvedPoolConfig, *, name: str) -> None:
+        self._opener = opener
+        self._config = config
+        self._name = name
+        self._pool: psycopg_pool.ConnectionPool[Link] = psycopg_pool.ConnectionPool(
+            "",
+            connection_class=Link,
+            kwargs={"opener": opener},
+            min_size=config.min_size,
+            max_size=config.max_size,
+            max_waiting=config.max_waiting,
+            max_idle=config.max_idle,
+            reconnect_timeout=RECONNECT,
+            reconnect_failed=self._try_again,
+            num_workers=1,
+            name=f"safedb {name}",
+            open=False,
+        )
+        self._opened = False
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Links {self._name}>"
+
+    def lend(self, deadline: float) -> Link:
+        """Lend a link, at once or by the deadline; it must come back by `give_back`, whatever has become of it."""
+        getconn = self._pool.getconn
+        while True:
+            try:
+                link = getconn(deadline - monotonic())
+            except psycopg_pool.TooManyRequests:
+                self._wait_for_room(deadline)
+                continue
+            except psycopg_pool.PoolClosed:
+                if not self._open():
+                    break
+                continue
+            except psycopg_pool.PoolTimeout:
+                raise self._too_late() from None
+            if link.is_alive():
+                link.until = deadline + GRACE
+                return link
+            self.discard(link)
+        raise errors.DatabaseClosed(f"{self._name} is closed; connect again")
+
+    def give_back(self, link: Link) -> None:
+        """Take a link back; a broken one is replaced."""
+        link.until = math.inf
+        self._pool.putconn(link)
+
+    def discard(self, link: Link) -> None:
+        """Close a link that must not be used again, and let it be replaced."""
+        link.close()
+        self.give_back(link)
+
+    def drain(self) -> None:
+        """Replace all links, for the server is not the one that is needed any more."""
+        self._pool.drain()
+
+    def first(self, deadline: float) -> Link:
+        """Lend the first link. A server that refuses us is told at once; one that does not answer is awaited."""
+        self._opener.asking = True
+        try:
+            while True:
+                try:
+                    return self.lend(min(deadline, monotonic() + GLANCE))
+                except (errors.PoolTimeout, errors.ConnectionLost):
+                    failure = self._opener.failure
+                    if monotonic() >= deadline:
+                        raise
+                    if failure is not None and (self._opener.refused or not isinstance(failure, errors.ConnectionLost)):
+                        break
+        finally:
+            self._opener.asking = False
+        raise failure
+
+    def stats(self) -> PoolStats:
+        """Show the pool at this moment."""
+        if not self._opened:
+            return PoolStats(max_size=self._config.max_size)
+        found = self._pool.get_stats()
+        size = found["pool_size"]
+        return PoolStats(
+            size=size,
+            in_use=max(0, size - found["pool_available"]),
+            waiting=found.get("requests_waiting", 0),
+            waited=found.get("requests_queued", 0),
+            max_size=found["pool_max"],
+        )
+
+    def close(self) -> None:
+        """Close the pool; links that are lent are closed when they come back. Idempotent."""
+        self._closed = True
+        self._pool.close()
+
+    # -- while nothing is to be had ---------------------------------------------------------------------------------
+
+    def _open(self) -> bool:
+        """Open the pool at first need; tell whether it is open."""
+        if not self._closed:
+            self._pool.open()
+            self._opened = True
+        return not self._closed
+
+    def _wait_for_room(self, deadline: float) -> None:
+        if monotonic() >= deadline:
+            raise errors.QueueFull(
+                f"{self._config.max_waiting} calls waited for a connection to {self._name} until the deadline; call "
+                "from fewer threads, or raise the timeout or max_waiting"
+            )
+        time.sleep(CROWDED)
+
+    def _too_late(self) -> errors.Error:
+        failure = self._opener.failure
+        if failure is not None:
+            return errors.ConnectionLost(f"{failure}; it was tried again until the deadline")
+        return errors.PoolTimeout(
+            f"all {self._config.max_size} connections to {self._name} were in use until the deadline; finish "
+            "transactions and snapshots sooner, call from fewer threads, or raise max_size in PoolConfig"
+        )
+
+    def _try_again(self, pool: psycopg_pool.ConnectionPool[Link]) -> None:
+        """Go on connecting as long as somebody waits; in the pool's worker."""
+        time.sleep(RECONNECT / 2)
+        if not pool.closed and pool.get_stats().get("requests_waiting"):
+            pool.check()
+
+
+__all__ = ["Link", "Links", "psycopg"]

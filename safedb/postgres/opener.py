@@ -1,0 +1,256 @@
+"""Opening connections: what each session is put into and read back, and no secret in any error.
+
+A connection is a `Link`: psycopg's own, which gives up waiting at a time that its user sets. Nothing of the network
+library's text leaves this module before every secret of the URL is struck from it, and the exception that held the text
+is dropped (H51).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import select
+from collections.abc import Iterator, Mapping
+from time import monotonic
+from typing import Any
+from urllib.parse import quote, unquote
+
+from safedb import errors
+from safedb.postgres import limits
+from safedb.postgres.adaptation import context
+from safedb.postgres.driver import psycopg
+from safedb.targets import Dsn
+from safedb.values import suggest
+
+OLDEST = 130_000  # PostgreSQL 13: the first with pg_current_xact_id(), by which a lost COMMIT is looked up
+POLL_INTERVAL = 0.1  # seconds; psycopg's own, so that Ctrl-C is noticed
+
+# What changes whenever the server may have lost transactions, whose numbers may be other clients' afterwards: starting
+# anew changes the first, and recovering from a killed backend throws the statistics away, which changes the second.
+IDENTITY = (
+    "(extract(epoch FROM pg_postmaster_start_time())::text || ' '"
+    " || (SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_bgwriter))"
+)
+_ABOUT = (
+    "SELECT pg_backend_pid(), current_setting('server_version_num')::int, pg_is_in_recovery(),"
+    f" {IDENTITY}, current_database()"
+)
+_DURABLE = (
+    "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'"
+    " ELSE current_setting('synchronous_commit') END, false)"
+)
+
+
+class Link(psycopg.Connection[tuple[Any, ...]]):
+    """Be one connection, which is given up where no answer has come by ``until`` (monotonic seconds)."""
+
+    until: float = math.inf
+    cut: bool = False  # given up so
+    pooled: bool = False  # something stands between us and the server, so no setting of the session can be relied on
+    standby: bool = False  # the server only follows another
+    identity: str | None = None  # of the server's present run; None where it cannot be told
+    ceiling: int = 0  # what the session was told once for all, in milliseconds
+    place: tuple[str | None, str] = (None, "")  # identity and name of the database
+
+    @classmethod
+    def connect(cls, _: str = "", *, opener: Opener, **options: Any) -> Link:  # type: ignore[override]
+        """Open a link as ``opener`` has it; what fails comes as our own error, without secrets and without a cause."""
+        failure: errors.Error
+        try:
+            link = super().connect(opener.dsn.reveal(), **opener.options, **options)
+        except psycopg.Error as error:
+            failure = opener.failed(error)
+        else:
+            try:
+                opener.prepare(link)
+            except psycopg.Error as error:
+                failure = opener.failed(error)
+            except errors.Error as error:
+                failure = opener.failure = error
+            else:
+                opener.failure = None
+                return link
+            link.close()
+        raise failure  # outside of the except clauses, so that the driver's error is not even its context
+
+    def wait(self, gen: Any, interval: float = POLL_INTERVAL, timeout: float | None = None) -> Any:
+        """Wait for the server as psycopg does, but not beyond ``until``; then the link is closed: it is out of step."""
+        until = self.until
+        if timeout is None and until != math.inf:
+            timeout = max(0.0, until - monotonic())
+        try:
+            return super().wait(gen, interval, timeout)
+        except psycopg.OperationalError:
+            if monotonic() >= until and not self.closed:
+                self.cut = True
+                self.close()
+            raise
+
+    def is_alive(self) -> bool:
+        """Look whether the server has hung up, without asking it: nothing must be there to read on an idle link."""
+        if self.closed:
+            return False
+        try:
+            poll = select.poll()
+            poll.register(self.fileno(), select.POLLIN)
+            if not poll.poll(0):
+                return True
+            self.execute("")  # a farewell, or only a notice: the answer tells
+        except psycopg.Error:
+            return False
+        return not self.closed
+
+    def preamble(self, begin: str, deadline: float, *, idle: int | None = None) -> list[limits.Command]:
+        """List what opens a transaction on this link."""
+        commands: list[limits.Command] = [(begin, ()), limits.local(deadline, idle=idle)]
+        if self.pooled:
+            commands.append((limits.session_settings(limits.SESSION, local=True), ()))
+        return commands
+
+
+class Opener:
+    """Open the links of one pool."""
+
+    def __init__(self, dsn: Dsn, *, read_only: bool, timeout: float, prepare_threshold: int) -> None:
+        self.dsn = dsn
+        self.read_only = read_only
+        self.ceiling = max(1, int(timeout * 1000))
+        self.settings = _settings(self.ceiling, read_only=read_only)
+        self.failure: errors.Error | None = None  # of the last try, if it failed
+        self.refused = False  # the server is there, and does not take us: trying again helps nobody
+        self.asking = False  # whether to find that out: while the database is opened
+        known = parse(dsn)
+        self.name = _name(known)
+        self._secrets = _secrets(dsn, known)
+        self.options: dict[str, Any] = {
+            "autocommit": True,
+            "context": context(),
+            "cursor_factory": psycopg.RawCursor,
+            "prepare_threshold": prepare_threshold or None,
+            "client_encoding": "UTF8",
+        }
+        for name, value in _defaults(known, read_only=read_only, timeout=timeout).items():
+            self.options.setdefault(name, value)
+
+    def __repr__(self) -> str:
+        return f"<Opener {self.name}>"
+
+    def failed(self, error: psycopg.Error) -> errors.Error:
+        """Make our error of a failed try, and remember it: the pool tells its callers only that time is over."""
+        text = self.scrub(" ".join(str(error).split()))
+        self.failure = errors.ConnectionLost(f"cannot connect to {self.name}: {text}", sqlstate=error.sqlstate)
+        if self.asking:
+            there = psycopg.conninfo.make_conninfo(self.dsn.reveal(), connect_timeout=2).encode()
+            self.refused = psycopg.pq.PGconn.ping(there) == psycopg.pq.Ping.OK
+        return self.failure
+
+    def scrub(self, text: str) -> str:
+        """Strike every secret from a text."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+    def prepare(self, link: Link) -> None:
+        """Put a new session into the state that everything rests on, and read it back."""
+        link.until = monotonic() + limits.COMMIT_GRACE
+        pid, version, standby, identity, database = _one(link, _ABOUT)
+        if version < OLDEST:
+            raise errors.NotSupportedError(
+                f"{self.name} is PostgreSQL {version // 10_000}, and safedb needs 13 or newer: upgrade the server"
+            )
+        link.ceiling = self.ceiling
+        link.pooled = pid != link.info.backend_pid  # a pooler tells numbers of its own
+        link.standby, link.identity, link.place = standby, identity, (identity, database)
+        if not link.pooled:
+            settings = self.settings
+            answer = _one(link, limits.session_settings(settings, local=False))
+            for (name, asked), given in zip(settings.items(), answer, strict=True):
+                if name not in limits.TIMES and asked.lower() != given.lower():
+                    raise errors.ConfigError(f"{self.name}: {name} was set to {asked!r}, and is {given!r}")
+            if not self.read_only and _one(link, _DURABLE) == ("off",):
+                raise errors.ConfigError(f"{self.name}: synchronous_commit stays off, so commits would not be durable")
+        link.until = math.inf
+
+
+def _one(link: Link, sql: str) -> tuple[Any, ...]:
+    row = link.execute(sql).fetchone()
+    if row is None:
+        raise errors.InternalError(f"no answer to {sql}")
+    return row
+
+
+def _settings(ceiling: int, *, read_only: bool) -> dict[str, str]:
+    """List what a session of a pool is put into; the limits are ceilings for what runs outside of a transaction."""
+    return {
+        **limits.SESSION,
+        "default_transaction_read_only": "on" if read_only else "off",
+        "statement_timeout": str(ceiling),
+        "lock_timeout": str(limits.lock_limit(ceiling)),
+    }
+
+
+def _defaults(known: Mapping[str, str], *, read_only: bool, timeout: float) -> dict[str, Any]:
+    """Fill what the URL leaves open: nobody should wait for a host for two minutes."""
+    filled: dict[str, Any] = {}
+    if "connect_timeout" not in known:
+        filled["connect_timeout"] = max(2, math.ceil(min(timeout, 3600)))
+    if "," in known.get("host", "") + known.get("hostaddr", "") and "target_session_attrs" not in known:
+        filled["target_session_attrs"] = "any" if read_only else "read-write"
+    if "application_name" not in known and "fallback_application_name" not in known:
+        filled["fallback_application_name"] = "safedb"
+    return filled
+
+
+# -- the URL ----------------------------------------------------------------------------------------------------------
+
+
+def parse(dsn: Dsn) -> dict[str, str]:
+    """Read the URL as libpq does. Its own errors quote what they stumble over, so they are not shown."""
+    url = dsn.reveal()
+    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
+    for item in filter(None, url.partition("?")[2].split("&")):
+        name = item.partition("=")[0]
+        if unquote(name) not in known and name != "ssl":
+            raise errors.ConfigError(
+                f"{dsn} has a parameter that libpq does not know{suggest(name, known)}; a '&' inside a password is "
+                "written %26"
+            )
+    failed = False
+    try:
+        found = psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.Error:
+        failed = True
+    if failed:
+        raise errors.ConfigError(
+            f"{dsn} is no connection URL that libpq can read: write postgresql://user:password@host:port/name, and "
+            "percent-encode what is special in the user and the password (@ is %40, / is %2F, % is %25)"
+        )
+    return {name: str(value) for name, value in found.items()}
+
+
+def _name(known: Mapping[str, str]) -> str:
+    """Name the database for messages: who, where, which; never a password."""
+    user = known.get("user", "")
+    host = known.get("host") or known.get("hostaddr") or "localhost"
+    ports = known.get("port", "5432").split(",")
+    hosts = host.split(",")
+    places = [f"{one}:{ports[i] if len(ports) > i else ports[-1]}" for i, one in enumerate(hosts)]
+    return f"postgresql://{user}{'@' * bool(user)}{','.join(places)}/{known.get('dbname') or user}"
+
+
+def _secrets(dsn: Dsn, known: Mapping[str, str]) -> list[str]:
+    """List every way in which a secret may be written, the longest first."""
+    found = {known[name] for name in ("password", "sslpassword") if known.get(name)}
+    found |= {quote(secret, safe="") for secret in found}
+    found |= set(_raw(dsn.reveal()))
+    return sorted((secret for secret in found if secret), key=len, reverse=True)
+
+
+def _raw(url: str) -> Iterator[str]:
+    written = re.match(r"[^:]*://[^@/?]*?:([^@/?]*)@", url)
+    if written:
+        yield written[1]
+    for item in url.partition("?")[2].split("&"):
+        name, _, value = item.partition("=")
+        if name in ("password", "sslpassword"):
+            yield value

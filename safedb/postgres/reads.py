@@ -1,0 +1,86 @@
+"""Reads: one statement in a READ ONLY session, on a link that is lent for just that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+from safedb import errors
+from safedb.engine import Fetched
+from safedb.postgres import limits
+from safedb.postgres.again import Again
+from safedb.postgres.driver import psycopg
+from safedb.postgres.links import Link, Links
+from safedb.postgres.verdicts import DRIVER_ERRORS, classify, lost, state_of
+from safedb.sql import Statement, shorten
+
+NEAR = 0.05  # seconds by which a deadline may differ from what the session was told once for all
+RETRIED = frozenset({"40001", "40P01"})  # a reader meets these on a replica, whose state moves on under it
+
+
+class WritesAfterAll(Exception):
+    """Tell that a statement that looked like a read was refused by the READ ONLY session: it writes (25006)."""
+
+
+def read(links: Links, statement: Statement, values: Sequence[Any], deadline: float, ceiling: float) -> Fetched:
+    """Run one read to its last row.
+
+    ``ceiling`` is the limit in seconds that the sessions have: a deadline near it needs nothing more to be said, any
+    other one is told to the server in a transaction around the statement. Raises `Again` where another try may do.
+    """
+    link = links.lend(deadline)
+    try:
+        cursor = link.cursor()
+        if link.pooled or abs(deadline - monotonic() - ceiling) > NEAR:
+            _with_limits(link, cursor, statement.sql, values, deadline)
+        else:
+            cursor.execute(statement.sql, values)
+        description = cursor.description
+        return (cursor.fetchall() if description else [], description, cursor.rowcount)
+    except DRIVER_ERRORS as error:
+        failure = _failure(link, error, statement)
+    except BaseException:  # an interrupt: nobody knows what is still to come on this link
+        link.close()
+        raise
+    finally:
+        links.give_back(link)
+    raise failure
+
+
+def _with_limits(link: Link, cursor: Any, sql: str, values: Sequence[Any], deadline: float) -> None:
+    with link.pipeline():
+        for command, args in link.preamble(limits.READ, deadline):
+            link.execute(command, args)
+        cursor.execute(sql, values)
+        link.execute("COMMIT")
+
+
+def _failure(link: Link, error: Exception, statement: Statement) -> Exception:
+    """Classify, and bring the link to rest or close it."""
+    doing = shorten(statement.source)
+    if link.cut:
+        return lost(doing, cut=True)
+    failure = classify(error, doing=doing, broken=link.closed)
+    state = state_of(error)
+    again: Exception = failure
+    if isinstance(failure, errors.ConnectionLost) or state in RETRIED:
+        again = Again(failure)
+    elif state == "25006":
+        again = WritesAfterAll()
+    try:
+        link.rollback()
+        # "cached plan must not change result type", after ALTER TABLE: on this link it would come for ever. The text
+        # is never looked at: a statement that the server really does not support is not prepared.
+        if state == "0A000" and is_prepared(link, statement.sql):
+            again = Again(failure)
+            link.close()
+    except psycopg.Error:
+        link.close()
+    return again
+
+
+def is_prepared(link: Link, sql: str) -> bool:
+    """Ask whether this session has a prepared statement of this text."""
+    row = link.execute("SELECT EXISTS (SELECT FROM pg_prepared_statements WHERE statement = $1)", (sql,)).fetchone()
+    return row == (True,)
