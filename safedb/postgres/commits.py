@@ -78,6 +78,7 @@ def look_up(session: Session, link: Link, links: Links, *, name: str) -> None:
             status, present, standby = _ask(links, number, deadline)
         except errors.Error as error:
             why = f"the server could not be asked ({error})"
+            time.sleep(POLL)
             continue
         if present != identity or standby:
             raise unknown(name, "the server has been restarted, has crashed, or another one has taken its place")

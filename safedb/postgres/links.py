@@ -66,11 +66,26 @@ class Links:
                 continue
             except psycopg_pool.PoolTimeout:
                 raise self._too_late() from None
+            link.until = deadline + GRACE
             if link.is_alive():
-                link.until = deadline + GRACE
                 return link
             self.discard(link)
         raise errors.DatabaseClosed(f"{self._name} is closed; connect again")
+
+    def lend_primary(self, deadline: float) -> Link:
+        """Lend a link to a server that takes writes; one that only follows another may yet be promoted."""
+        while True:
+            link = self.lend(deadline)
+            if not link.standby or not link.is_still_standby():
+                return link
+            self.discard(link)
+            if monotonic() + RECONNECT >= deadline:
+                raise errors.OperationalError(
+                    f"{self._name} only follows another server, so it takes no writes: connect to the primary, or list "
+                    "all servers in the URL (postgresql://host1,host2/name), so that the primary is found",
+                    retryable=True,
+                )
+            time.sleep(RECONNECT)
 
     def give_back(self, link: Link) -> None:
         """Take a link back; a broken one is replaced."""

@@ -11,6 +11,7 @@ import math
 import re
 import select
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 from urllib.parse import quote, unquote
@@ -86,6 +87,21 @@ class Link(psycopg.Connection[tuple[Any, ...]]):
                 self.close()
             raise
 
+    @contextmanager
+    def one_trip(self) -> Iterator[None]:
+        """Send what is executed inside together. Of several errors the first is raised: it caused the others."""
+        first: psycopg.Error | None = None
+        try:
+            with self.pipeline():
+                try:
+                    yield
+                except psycopg.Error as error:  # else the pipeline's own end would complain about it in the log
+                    first = error
+        except psycopg.Error as error:
+            first = first or error
+        if first is not None:
+            raise first
+
     def is_alive(self) -> bool:
         """Look whether the server has hung up, without asking it: nothing must be there to read on an idle link."""
         if self.closed:
@@ -99,6 +115,14 @@ class Link(psycopg.Connection[tuple[Any, ...]]):
         except psycopg.Error:
             return False
         return not self.closed
+
+    def is_still_standby(self) -> bool:
+        """Ask whether a server that followed another when the link was opened still does."""
+        try:
+            (self.standby,) = _one(self, "SELECT pg_is_in_recovery()")
+        except psycopg.Error:
+            self.close()
+        return self.standby
 
     def preamble(self, begin: str, deadline: float, *, idle: int | None = None) -> list[limits.Command]:
         """List what opens a transaction on this link."""

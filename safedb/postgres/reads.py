@@ -12,7 +12,7 @@ from safedb.postgres import limits
 from safedb.postgres.again import Again
 from safedb.postgres.driver import psycopg
 from safedb.postgres.links import Link, Links
-from safedb.postgres.verdicts import DRIVER_ERRORS, classify, lost, state_of
+from safedb.postgres.verdicts import DRIVER_ERRORS, classify, state_of, unanswered
 from safedb.sql import Statement, shorten
 
 NEAR = 0.05  # seconds by which a deadline may differ from what the session was told once for all
@@ -49,7 +49,7 @@ def read(links: Links, statement: Statement, values: Sequence[Any], deadline: fl
 
 
 def _with_limits(link: Link, cursor: Any, sql: str, values: Sequence[Any], deadline: float) -> None:
-    with link.pipeline():
+    with link.one_trip():
         for command, args in link.preamble(limits.READ, deadline):
             link.execute(command, args)
         cursor.execute(sql, values)
@@ -60,7 +60,7 @@ def _failure(link: Link, error: Exception, statement: Statement) -> Exception:
     """Classify, and bring the link to rest or close it."""
     doing = shorten(statement.source)
     if link.cut:
-        return lost(doing, cut=True)
+        return unanswered(doing)
     failure = classify(error, doing=doing, broken=link.closed)
     state = state_of(error)
     again: Exception = failure

@@ -17,7 +17,7 @@ from safedb.engine import Fetched
 from safedb.postgres import limits
 from safedb.postgres.driver import psycopg
 from safedb.postgres.links import Link, Links
-from safedb.postgres.verdicts import DRIVER_ERRORS, classify, lost
+from safedb.postgres.verdicts import DRIVER_ERRORS, classify, unanswered
 from safedb.sql import Route, Statement, shorten
 
 STALE = 0.02  # seconds after which the server is told anew what is left of the deadline
@@ -46,7 +46,7 @@ class Session:
         self.last: str | None = None  # the text of the last statement
         self.lost: errors.Error | None = None
         self.failure: errors.Error | None = None
-        self.link: Link | None = links.lend(deadline)
+        self.link: Link | None = links.lend_primary(deadline)
 
     # -- statements -------------------------------------------------------------------------------------------------
 
@@ -78,26 +78,24 @@ class Session:
 
     def take_serial_lock(self) -> None:
         """Wait until no other serial transaction is open. Before BEGIN: the lock's own wait would fix an old state."""
-        link = self._own_link()
-        if not self._serial:
-            return
-        if link.pooled:
-            raise errors.NotSupportedError(
-                f"serial_writes=True holds a lock of the session, and what stands before {self._name} gives each "
-                "transaction another session: connect to the server itself, or leave it out"
-            )
+        while self._serial:
+            failure = self._try_serial_lock(self._own_link())
+            if failure is None:
+                return
+            if not isinstance(failure, errors.ConnectionLost) or not self._change_link():
+                raise failure
+
+    def _try_serial_lock(self, link: Link) -> errors.Error | None:
         lock: limits.Command = (f"SELECT pg_advisory_lock({SERIAL_LOCK})", ())
         commands = [("BEGIN", ()), *limits.utility(self.deadline), lock, ("COMMIT", ())]
         try:
             link.until = self.deadline + limits.GRACE
-            with link.pipeline():
+            with link.one_trip():
                 for sql, args in commands:
                     link.execute(sql, args)
         except psycopg.Error as error:
-            failure = self.failed(error, "waiting for other serial transactions")
-        else:
-            return
-        raise failure
+            return self.failed(error, "waiting for other serial transactions")
+        return None
 
     def _run(self, sql: str, values: Sequence[Any], *, many: bool = False, writes: bool = False) -> Fetched:
         while True:
@@ -120,7 +118,7 @@ class Session:
             _execute(cursor, sql, values, many=many)
         else:
             helper = link.cursor()
-            with link.pipeline():
+            with link.one_trip():
                 for command, args in ahead:
                     helper.execute(command, args)
                 _execute(cursor, sql, values, many=many)
@@ -159,18 +157,19 @@ class Session:
             self._links.discard(link)
         if monotonic() >= self.deadline:
             return False
-        self.link = self._links.lend(self.deadline)
+        self.link = self._links.lend_primary(self.deadline)
         self.begun, self.lost, self.failure = False, None, None
         return True
 
     def failed(self, error: Exception, doing: str) -> errors.Error:
         """Make our error, and note what it means for the transaction."""
         link = self.link
+        broken = link is None or link.closed
         if link is not None and link.cut:
-            ours: errors.Error = lost(doing, cut=True)
+            ours: errors.Error = unanswered(doing)
         else:
-            ours = classify(error, doing=doing, broken=link is None or link.closed)
-        if isinstance(ours, errors.ConnectionLost | errors.SerializationFailure | errors.DeadlockDetected):
+            ours = classify(error, doing=doing, broken=broken)
+        if broken or isinstance(ours, errors.SerializationFailure | errors.DeadlockDetected):
             self.lost = ours
         self.failure = ours
         return ours

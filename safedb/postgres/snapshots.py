@@ -14,7 +14,7 @@ from safedb.postgres import limits
 from safedb.postgres.driver import psycopg
 from safedb.postgres.links import Link, Links
 from safedb.postgres.session import CLEANING
-from safedb.postgres.verdicts import DRIVER_ERRORS, classify, lost
+from safedb.postgres.verdicts import DRIVER_ERRORS, classify, unanswered
 from safedb.sql import Route, Statement, shorten
 
 _STREAMED = frozenset({"SELECT", "VALUES", "TABLE", "WITH"})
@@ -51,7 +51,7 @@ class SnapshotSession:
         if serializable:  # may wait until those that write now have ended: the limits have to be told before that
             commands = [(limits.DEFERRABLE, ()), *limits.utility(link.until - limits.GRACE), *commands[1:]]
         try:
-            with link.pipeline():
+            with link.one_trip():
                 for sql, args in commands:
                     link.execute(sql, args)
         except psycopg.Error as error:
@@ -170,7 +170,7 @@ class SnapshotSession:
         if self._expires is not None and monotonic() >= self._expires:
             return self._too_old()
         if link is not None and link.cut:
-            return lost(shorten(sql), cut=True)
+            return unanswered(shorten(sql))
         return classify(error, doing=shorten(sql), broken=link is None or link.closed)
 
     def _close_cursor(self, cursor: Any) -> None:

@@ -100,12 +100,19 @@ def classify(error: BaseException, *, doing: str, broken: bool) -> errors.Error:
     return ours
 
 
-def lost(doing: str, state: str = "", *, cut: bool = False) -> errors.ConnectionLost:
+def lost(doing: str, state: str = "") -> errors.ConnectionLost:
     """Make the error for a link that broke before COMMIT was sent."""
-    how = "the server gave no answer by the deadline, so the connection was closed" if cut else "the connection broke"
     said = f" (the server said {state})" if state else ""
     return errors.ConnectionLost(
-        f"{doing}: {how}{said}; nothing of it was kept, so it can be run again", sqlstate=state or None
+        f"{doing}: the connection broke{said}; nothing of it was kept, so it can be run again", sqlstate=state or None
+    )
+
+
+def unanswered(doing: str) -> errors.QueryCanceled:
+    """Make the error for a link that was given up, because no answer came by the deadline, nor word of a limit."""
+    return errors.QueryCanceled(
+        f"{doing}: the server gave no answer by the deadline, so the connection was closed; nothing of it was kept. "
+        "Look at the server and the network; where it was only slow, raise the timeout"
     )
 
 

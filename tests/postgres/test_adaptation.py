@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 import threading
@@ -16,12 +17,14 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pgserver import shared
+from psycopg.types.json import set_json_loads
 
 from safedb.errors import DataError
 from safedb.postgres.adaptation import context
 from safedb.typed import adapt
 from safedb.types import Json
 
+TEXT = psycopg.pq.Format.TEXT
 unhurried = settings(deadline=None)  # a busy machine is no failure
 
 ZONES = st.timedeltas(min_value=timedelta(hours=-23), max_value=timedelta(hours=23)).map(timezone)
@@ -252,16 +255,19 @@ def test_json_that_python_cannot_read_comes_back_as_text(connection: psycopg.Con
 
 
 def test_what_belongs_to_the_process_is_neither_changed_nor_minded() -> None:
-    from psycopg.types.json import set_json_loads
-
-    oid = psycopg.adapters.types["timestamptz"].oid
-    before = psycopg.adapters.get_loader(oid, psycopg.pq.Format.TEXT)
+    context()
+    kept = {
+        name: psycopg.adapters.get_loader(psycopg.adapters.types[name].oid, TEXT) for name in ("timestamptz", "json")
+    }
+    assert all(loader is not None and loader.__module__.startswith("psycopg") for loader in kept.values())
     url = shared().schema()
-    with psycopg.connect(url) as plain, connected(url) as ours:
-        assert psycopg.adapters.get_loader(oid, psycopg.pq.Format.TEXT) is before
-        set_json_loads(lambda data: "another library's", plain)
-        assert plain.execute("SELECT '[1]'::json").fetchone() == ("another library's",)
-        assert ours.execute("SELECT '[1]'::json").fetchone() == ([1],)
+    try:
+        set_json_loads(lambda data: "another library's")
+        with psycopg.connect(url) as theirs, psycopg.connect(url, context=context.__wrapped__()) as ours:
+            assert theirs.execute("SELECT '[1]'::json").fetchone() == ("another library's",)
+            assert ours.execute("SELECT '[1]'::json").fetchone() == ([1],)
+    finally:
+        set_json_loads(json.loads)
 
 
 def test_threads_share_one_context() -> None:

@@ -58,7 +58,8 @@ def prepare(connection: psycopg.Connection[Any], sql: str) -> int | Refusal:
             assert result.status == ExecStatus.COMMAND_OK
             return result.nparams
     sqlstate, message = (
-        (result.error_field(field) or b"").decode() for field in (DiagnosticField.SQLSTATE, DiagnosticField.MESSAGE_PRIMARY)
+        (result.error_field(field) or b"").decode()
+        for field in (DiagnosticField.SQLSTATE, DiagnosticField.MESSAGE_PRIMARY)
     )
     return Refusal(sqlstate, message)
 
@@ -79,7 +80,7 @@ def run(connection: psycopg.Connection[Any], sql: str, values: tuple[Any, ...] =
 MARKS = "abEuUnx01?:;'\"[]()-*/$%@#&|\\!\n\r\t é\ufeff\u3000😀"
 INSIDE = st.lists(
     st.sampled_from(MARKS)
-    | st.sampled_from(["--", "/*", "*/", "$$", "$a$", ":name", "?", "??", "::", "E'", "''", "\\'", "$1", "u&\"", "%s"]),
+    | st.sampled_from(["--", "/*", "*/", "$$", "$a$", ":name", "?", "??", "::", "E'", "''", "\\'", "$1", 'u&"', "%s"]),
     max_size=6,
 ).map("".join)
 GAPS = st.sampled_from(["\n", " \n ", "\r", "\t\r\n", " -- ?:a;'\n", "--\r--'\n\f", "\n\n-- $$\n "])
@@ -101,7 +102,7 @@ def escaped(draw: Drawn, text: str) -> str:
             ways += [character * 2, "\\" + character]
         if character in "\n\r\t":
             ways.append({"\n": "\\n", "\r": "\\r", "\t": "\\t"}[character])
-        elif not character.isascii() or character in "?:;\"$-/*[]() #@%!&|":
+        elif not character.isascii() or character in '?:;"$-/*[]() #@%!&|':
             ways.append("\\" + character)  # what is no escape stands for itself
         if character.isascii():
             ways += [f"\\x{ord(character):02x}", f"\\{ord(character):03o}"]
@@ -151,7 +152,12 @@ def unicode_string(draw: Drawn) -> tuple[str, str]:
 
 def bits(draw: Drawn) -> tuple[str, str]:
     number = draw(st.integers(0, 255))
-    return draw(st.sampled_from([(f"b'{number:08b}'", f"{number:08b}"), (f"X'{number:02x}'", f"{number:08b}")]))  # type: ignore[no-any-return]
+    return draw(st.sampled_from(["b", "B"])) + f"'{number:08b}'", f"{number:08b}"
+
+
+def hexadecimal_bits(draw: Drawn) -> tuple[str, str]:
+    number = draw(st.integers(0, 255))
+    return draw(st.sampled_from(["x", "X"])) + f"'{number:02x}'", f"{number:08b}"
 
 
 def dollar_quoted(draw: Drawn) -> tuple[str, str]:
@@ -162,7 +168,7 @@ def dollar_quoted(draw: Drawn) -> tuple[str, str]:
     return delimiter + text + delimiter, text
 
 
-LITERALS = (string, national, continued, escape_string, unicode_string, bits, dollar_quoted)
+LITERALS = (string, national, continued, escape_string, unicode_string, bits, hexadecimal_bits, dollar_quoted)
 PLAIN: list[tuple[str, Any]] = [
     ("5", 5),
     (".5", Decimal("0.5")),
@@ -173,8 +179,8 @@ PLAIN: list[tuple[str, Any]] = [
     ("'7' :: int", 7),
     ("int'7'", 7),
     ("5%3", 2),
-    ("@-5", 5),
-    ("-@-5", -5),
+    ("@ -5", 5),
+    ("-@ -5", -5),
     ("7!=3", True),
     ("2*-3", -6),
     ("2*/* ? */3", 6),
@@ -206,44 +212,46 @@ DOUBLED: list[tuple[str, Any]] = [
     ("lseg '(0,0),(0,1)' ??|| lseg '(1,0),(1,1)'", True),
     ("lseg '(0,0),(0,1)'??#lseg '(-1,0),(1,0)'", True),
 ]
-# With parameters: P stands for one, and the values are what is passed.
+# With parameters: ~ stands for one, and the values are what is passed.
 WITH_PARAMETERS: list[tuple[str, list[Any], Any]] = [
-    ("P", ["text ? :a $1"], "text ? :a $1"),
-    ("P", [70_000], 70_000),
-    ("P::int", ["12"], 12),
-    ("P ::int", ["13"], 13),
-    ("CAST(P AS int)", ["14"], 14),
-    ("-P::int", ["15"], -15),
-    ("@P::int", [-16], 16),
-    ("5%P::int", [3], 2),
-    ("5+P::int", [3], 8),
-    ("P::int-P::int", [5, 7], -2),
-    ("P::int--P\n+P::int", [5, 7], 12),
-    ("P::int/*P*/+/*P*/P::int", [5, 8], 13),
-    ("E'\\''||P::text||$$P$$", ["x"], "'xP"),
-    ("'P'||P::text", ["x"], "Px"),
-    ("U&'P'||P::text", ["y"], "Py"),
-    ("(ARRAY[10,20,30])[P:P]", [1, 2], [10, 20]),
-    ("(ARRAY[10,20,30])[P : P]", [2, 3], [20, 30]),
-    ("(ARRAY[10,20,30])[P::int:2]", [1], [10, 20]),
-    ("(ARRAY[10,20,30])[:P]", [2], [10, 20]),
-    ("(ARRAY[10,20,30])[P:]", [3], [30]),
-    ("(ARRAY[10,20,30])[1:P]", [2], [10, 20]),
-    ("(ARRAY[P::int,P::int])[1:2]", [3, 4], [3, 4]),
-    ("(SELECT a[b[P]:y] FROM (SELECT ARRAY[10,20,30] AS a, ARRAY[1] AS b, 2 AS y) AS s)", [1], [10, 20]),
-    ("make_date(year:=P,month =>P, day := 2)", [2020, 1], datetime.date(2020, 1, 2)),
-    ("""'{"a":1}'::jsonb ?? P""", ["a"], True),
-    ("""'{"a":1}'::jsonb???""", ["b"], False),
-    ("""P::jsonb??&P::text[]""", ['{"a":1}', ["a"]], True),
-    ("P::jsonb@??'$[*] ? (@ > 0)'", ["[1]"], True),
-    ("P::jsonb@>P::jsonb", ["[1, 2]", "[2]"], True),
-    ("(SELECT x FROM (VALUES (1),(2),(3)) AS v(x)ORDER BY x LIMIT P OFFSET P)", [1, 2], 3),
-    ("(SELECT 5 WHERE P::int IN(P,P)AND P)", [1, 1, 2, True], 5),
-    ("CASE WHEN P THEN P::int ELSE P::int END", [True, 1, 2], 1),
-    ("x'0F'::int+P::int", [1], 16),
-    ("1.5*P::numeric", [2], Decimal("3.0")),
+    ("~", ["text ? :a $1"], "text ? :a $1"),
+    ("~", [70_000], 70_000),
+    ("~::int", ["12"], 12),
+    ("~ ::int", ["13"], 13),
+    ("CAST(~AS int)", ["14"], 14),
+    ("-~::int", ["15"], -15),
+    ("@~::int", [-16], 16),
+    ("5%~::int", [3], 2),
+    ("5+~::int", [3], 8),
+    ("~::int-~::int", [5, 7], -2),
+    ("~::int--?:a\n+~::int", [5, 7], 12),
+    ("~::int/*?:a*/+/*?*/~::int", [5, 8], 13),
+    ("E'\\''||~::text||$$?:a$$", ["x"], "'x?:a"),
+    ("'?\\'||~::text", ["x"], "?\\x"),
+    ("U&'?:'||~::text", ["y"], "?:y"),
+    ("(ARRAY[10,20,30])[~:~]", [1, 2], [10, 20]),
+    ("(ARRAY[10,20,30])[~ : ~]", [2, 3], [20, 30]),
+    ("(ARRAY[10,20,30])[~::int:2]", [1], [10, 20]),
+    ("(ARRAY[10,20,30])[:~]", [2], [10, 20]),
+    ("(ARRAY[10,20,30])[~:]", [3], [30]),
+    ("(ARRAY[10,20,30])[1:~]", [2], [10, 20]),
+    ("(ARRAY[~::int,~::int])[1:2]", [3, 4], [3, 4]),
+    ("(SELECT a[b[~]:y] FROM (SELECT ARRAY[10,20,30] AS a, ARRAY[1] AS b, 2 AS y) AS s)", [1], [10, 20]),
+    ("make_date(year:=~,month =>~, day := 2)", [2020, 1], datetime.date(2020, 1, 2)),
+    ("""'{"a":1}'::jsonb ?? ~""", ["a"], True),
+    ("""'{"a":1}'::jsonb??~""", ["b"], False),
+    ("""~::jsonb??&~::text[]""", ['{"a":1}', ["a"]], True),
+    ("~::jsonb@??'$[*] ? (@ > 0)'", ["[1]"], True),
+    ("~::jsonb@??~::jsonpath", ["[1]", "$[*] ? (@ > 0)"], True),
+    ("~::jsonb@>~::jsonb", ["[1, 2]", "[2]"], True),
+    ("(SELECT x FROM (VALUES (1),(2),(3)) AS v(x)ORDER BY x LIMIT~OFFSET~)", [1, 2], 3),
+    ("(SELECT 5 WHERE~::int IN(~,~)AND~)", [1, 1, 2, True], 5),
+    ("CASE WHEN~THEN~::int ELSE~::int END", [True, 1, 2], 1),
+    ("x'0F'::int+~::int", [1], 16),
+    ("1.5*~::numeric", [2], Decimal("3.0")),
 ]
-NAMES = st.sampled_from(["a", "b", "c1", "_d", "größe", "E", "END", "e$f", "U", "ﬁ"])
+NAMES = st.sampled_from(["a", "b", "c1", "_d", "größe", "E", "END", "e$f", "U", "\ufb01", "\ufeff"])
+FIRST_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789$"
 
 
 class Piece(NamedTuple):
@@ -254,8 +262,8 @@ class Piece(NamedTuple):
     value: Any
 
 
-def written(draw: Drawn, names: Iterator[str] | None) -> Piece:
-    """Draw a piece; parameters are named where there are names, which never run out."""
+def piece(draw: Drawn, named: bool, number: int) -> Piece:
+    """Draw the piece of this number; ``named`` says how its parameters are written."""
     kind = draw(st.sampled_from(["literal", "literal", "plain", "doubled", "parameters", "parameters"]))
     if kind == "literal":
         text, value = draw(st.sampled_from(LITERALS))(draw)
@@ -264,19 +272,325 @@ def written(draw: Drawn, names: Iterator[str] | None) -> Piece:
         text, value = draw(st.sampled_from(PLAIN if kind == "plain" else DOUBLED))
         return Piece(text, [], value)
     template, values, value = draw(st.sampled_from(WITH_PARAMETERS))
+    text, *rest = template.split("~")
     arguments = []
-    # A P that is a parameter has no letter beside it, and stands in no string and no comment.
-    text, done = "", 0
-    for token in tokenize(template.replace("???", "??P"), POSTGRESQL):
-        source = template.replace("???", "??P")
-        if token.text == "P" and token.kind == "word":
-            name = next(names) if names is not None else ""
-            arguments.append((name, values[len(arguments)]))
-            # Right behind its lower bound, a slice's colon is no parameter's.
-            apart = " " if names is not None and text.endswith(":") and not text.endswith("[:") else ""
-            text += source[done : token.start] + apart + (f":{name}" if names is not None else "?")
-            done = token.end
-    assert len(arguments) == len(values)
-    return Piece(text + source[done:], arguments, value)
+    for place, after in enumerate(rest):
+        name = f"{draw(NAMES)}_{number}_{place}"
+        arguments.append((name, values[place]))
+        if named:
+            # A name ends where it is seen to end; and two colons would be a cast.
+            text += " " * text.endswith(":") + f":{name}" + " " * after.startswith(tuple(FIRST_LETTERS)) + after
+        else:
+            text += "?" + after
+    return Piece(text, arguments, value)
 
 
+def aliased(draw: Drawn) -> tuple[str, str]:
+    text = "n" + draw(INSIDE)
+    if draw(st.booleans()):
+        return '"' + text.replace('"', '""') + '"', text
+    escape = draw(st.sampled_from(["\\", "!", "?"]))
+    clause = "" if escape == "\\" else f" UESCAPE '{escape}'"
+    return 'U&"' + unicode_escaped(draw, text, '"', escape) + '"' + clause, text
+
+
+def select(draw: Drawn, pieces: list[Piece]) -> tuple[str, list[str]]:
+    """Write a SELECT of pieces; give its text, and the names of its columns."""
+    texts, names = [], []
+    for each in pieces:
+        before = draw(BLANKS)
+        if not each.text.startswith(tuple(FIRST_LETTERS)) and each.text.isascii() and draw(st.booleans()):
+            before = ""
+        alias, name = aliased(draw)
+        texts.append(f"{before}{each.text}{draw(BLANKS)}AS{draw(BLANKS)}{alias}")
+        names.append(name)
+    end = draw(st.sampled_from(["", ";", " ; -- ?", ";/* ; */", "\n--;\r"]))
+    return f"SELECT{','.join(texts)}{end}", names
+
+
+@examples(120)
+@given(data=st.data(), named=st.booleans())
+def test_the_server_sees_the_same_parameters_and_the_same_values(
+    connection: psycopg.Connection[Any], data: st.DataObject, named: bool
+) -> None:
+    pieces = [piece(data.draw, named, number) for number in range(data.draw(st.integers(1, 5)))]
+    sql, names = select(data.draw, pieces)
+    arguments = [argument for each in pieces for argument in each.arguments]
+    statement = parse(sql, "postgresql")
+    assert statement.parameters == len(arguments)
+    assert statement.order == (tuple(name for name, _ in arguments) if named else ())
+    assert prepare(connection, statement.sql) == len(arguments)
+    found = run(connection, statement.sql, tuple(value for _, value in arguments))
+    assert found == (names, [each.value for each in pieces])
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(("template", "values", "value"), WITH_PARAMETERS)
+def test_each_way_to_write_a_parameter(
+    connection: psycopg.Connection[Any], template: str, values: list[Any], value: Any, named: bool
+) -> None:
+    text, *rest = template.split("~")
+    for number, after in enumerate(rest):
+        gap = " " * (named and text.endswith(":"))
+        name = f":x{number}" + " " * after.startswith(tuple(FIRST_LETTERS)) if named else "?"
+        text += gap + name + after
+    statement = parse(f"SELECT {text}", "postgresql")
+    assert run(connection, statement.sql, tuple(values))[1] == [value]
+
+
+@pytest.mark.parametrize(("text", "value"), PLAIN + DOUBLED)
+def test_each_expression_without_parameters(connection: psycopg.Connection[Any], text: str, value: Any) -> None:
+    statement = parse(f"SELECT {text}", "postgresql")
+    assert statement.sql == f"SELECT {text}".replace("??", "?")
+    assert statement.parameters == 0
+    assert run(connection, statement.sql)[1] == [value]
+
+
+@examples(60)
+@given(data=st.data())
+def test_a_text_without_parameters_reaches_the_server_as_it_is(
+    connection: psycopg.Connection[Any], data: st.DataObject
+) -> None:
+    literals = [data.draw(st.sampled_from(LITERALS))(data.draw) for _ in range(data.draw(st.integers(1, 5)))]
+    sql, names = select(data.draw, [Piece(text, [], value) for text, value in literals])
+    statement = parse(sql, "postgresql")
+    assert (statement.sql, statement.parameters) == (sql, 0)
+    assert run(connection, sql) == (names, [value for _, value in literals])
+
+
+def test_a_name_that_comes_twice_is_one_value(connection: psycopg.Connection[Any]) -> None:
+    statement = parse("SELECT :a::text, :b::text || :a::text", "postgresql")
+    assert statement.names == ("a", "b")
+    assert run(connection, statement.sql, ("x", "y"))[1] == ["x", "yx"]
+
+
+# --- What ends, and what does not ------------------------------------------------------------------------------------
+
+SOUP = st.lists(
+    st.sampled_from(["'", '"', "$$", "$a$", "$b$", "$", "E'", "e'", "U&'", 'U&"', "N'", "b'", "X'", "\\", "\\'", "''"])
+    | st.sampled_from(["--", "/*", "*/", "/", "*", "\n", "\r", "\t", " ", "-", "+", "@", "?", "??", ":", "::", ":a"])
+    | st.sampled_from(["a", "E", "e", "é", "_1", "1", "0", "1.", ".5", "1e", "=", "<", "|", "#", "\ufeff", "'a'\n'"]),
+    max_size=12,
+).map("".join)
+
+
+def scan(connection: psycopg.Connection[Any], text: str) -> str:
+    """Let the server's own lexer cut a text into tokens; return its complaint, which is empty where there is none.
+
+    PL/pgSQL reads an expression token by token, and looks at its grammar when it is first run.
+    """
+    body = f"BEGIN IF false THEN PERFORM 1 {text}\n; END IF; END"
+    try:
+        connection.execute(f"SET check_function_bodies = off; DO $the_body_${body}$the_body_$".encode())
+    except psycopg.Error as error:
+        return error.diag.message_primary or ""
+    return ""
+
+
+@examples(400)
+@given(SOUP)
+@example("E'a'\n'\\''")
+@example("E'a' 'b\\'")
+@example("E'a' -- '\n'\\'")
+@example("E'a' /**/\n'\\'")
+@example("1$$'$$")
+@example("a$$'$$")
+@example("1E'\\'")
+@example("/*/**/")
+@example("$a$ $b$a$")
+@example("$é$ ' $é$")
+@example("$1$a$")
+@example("U&'\\'")
+def test_what_never_ends_is_refused_exactly_when_the_server_finds_no_end(
+    connection: psycopg.Connection[Any], text: str
+) -> None:
+    complaint = scan(connection, text)
+    try:
+        tokenize(text + "\n", POSTGRESQL)
+    except ProgrammingError as error:
+        ends = "never ends" not in str(error)
+    else:
+        ends = True
+    if "unterminated" in complaint:
+        assert not ends
+    elif not complaint:
+        assert ends
+    if not ends:
+        assert complaint
+        assert isinstance(prepare(connection, text + "\n"), Refusal)
+
+
+# --- How many parameters, and how many statements --------------------------------------------------------------------
+
+
+def expressions(parameter: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """Write expressions of text, with as little between their parts as may be."""
+    atoms = parameter.map(lambda text: text + "::text") | st.sampled_from(
+        [
+            "'?'",
+            "E'\\'?'",
+            "$$?:a$$",
+            "$a$?$$$a$",
+            "x",
+            '"y?"',
+            "U&'?'",
+            "'a'\n'?'",
+            "/*?*/'z'",
+            "--?:a\n'z'",
+            "1::text",
+        ]
+    )
+    return st.recursive(
+        atoms,
+        lambda inner: st.one_of(
+            st.tuples(inner, st.sampled_from(["||", " || ", "||\n", "|| -- ?\n"]), inner).map("".join),
+            inner.map(lambda text: f"({text})"),
+            inner.map(lambda text: f"(ARRAY[{text},'?'])[1:2]::text"),
+            inner.map(lambda text: f"(ARRAY[{text}])[ :1]::text"),
+            st.tuples(inner, inner).map(lambda texts: f"CASE WHEN({texts[0]})<>{texts[1]}THEN {texts[1]} END"),
+            inner.map(lambda text: f"lower({text})"),
+            inner.map(lambda text: f"(to_jsonb({text})??'a')::text"),
+        ),
+        max_leaves=6,
+    )
+
+
+@examples(80)
+@given(data=st.data(), named=st.booleans())
+def test_the_server_counts_as_many_parameters(
+    connection: psycopg.Connection[Any], data: st.DataObject, named: bool
+) -> None:
+    parameter = st.sampled_from([":a", ":b$1", ":é", ":E"] if named else ["?"])
+    text = data.draw(expressions(parameter))
+    statement = parse(f"SELECT {text} FROM (SELECT 'x' AS x, 'y' AS \"y?\") AS s", "postgresql")
+    assert prepare(connection, statement.sql) == statement.parameters
+
+
+TOKENS = st.lists(
+    st.sampled_from(["?", "?", ":a", ":b", "??", "::int", "::text", ":", "::", ":=", "=>", "1", "1.5", ".", "a", "'x'"])
+    | st.sampled_from(["(", ")", "[", "]", ",", "*", "-", "+", "=", "@", "|", "AS", "AND", "NOT", "END", "NULL", '"q"'])
+    | st.sampled_from(
+        [" ", "\n", "--\n", "/**/", "E'\\''", "$$;$$", "';'", ";", "; SELECT 1", "U&'x'", "x'1'", "\ufeff"]
+    ),
+    max_size=8,
+).map("".join)
+
+
+@examples(400)
+@given(TOKENS)
+@example("1;SELECT 2")
+@example("(1;SELECT 2)")
+@example("?::int+?::int")
+@example("(ARRAY[1])[:a::int:2]")
+def test_what_is_taken_for_one_statement_is_one(connection: psycopg.Connection[Any], text: str) -> None:
+    try:
+        statement = parse(f"SELECT {text}", "postgresql")
+    except ProgrammingError:
+        return
+    answer = prepare(connection, statement.sql)
+    if isinstance(answer, Refusal):
+        assert "unterminated" not in answer.message
+        assert "multiple commands" not in answer.message
+        assert "there is no parameter" not in answer.message
+    else:
+        assert answer == statement.parameters
+
+
+BODIES = [
+    "SELECT 1",
+    "SELECT 1 end",
+    "SELECT 1 AS end",
+    "SELECT 1 case",
+    "SELECT CASE 1 WHEN 1 THEN 2 END",
+    "SELECT CASE WHEN true THEN CASE 1 WHEN 2 THEN 3 END END AS begin",
+    "INSERT INTO log VALUES ('END;')",
+    "SELECT 1 AS atomic",
+    "/* END; */ SELECT 'a' -- ; END;\n",
+]
+FUNCTION_BODIES = st.lists(st.sampled_from(BODIES), max_size=4).map(
+    lambda bodies: "BEGIN ATOMIC " + "".join([body + ";" for body in bodies]) + " END"
+)
+STATEMENTS = st.one_of(
+    FUNCTION_BODIES.map(lambda body: f"CREATE FUNCTION f(begin int, atomic int) RETURNS SETOF int {body}"),
+    FUNCTION_BODIES.map(lambda body: f"create or replace procedure p() LANGUAGE sql {body}"),
+    st.lists(st.sampled_from(["DELETE FROM log", "INSERT INTO log VALUES (';')", "NOTIFY x"]), min_size=1).map(
+        lambda actions: f"CREATE RULE r AS ON INSERT TO log DO ALSO ({'; '.join(actions)})"
+    ),
+    st.sampled_from(
+        [
+            "SELECT 1",
+            "CREATE FUNCTION f() RETURNS int RETURN 1",
+            "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1; SELECT 2'",
+            "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS $$SELECT 1; SELECT 2;$$",
+            "DO $a$ BEGIN PERFORM 1; END $a$",
+            "CREATE TRIGGER x AFTER INSERT ON log EXECUTE FUNCTION f()",
+            "SELECT 1 AS begin, 2 AS atomic",
+            "INSERT INTO log VALUES ('a;b'), (E'\\';'), (\";\")",
+        ]
+    ),
+)
+
+
+@examples(100)
+@given(st.lists(STATEMENTS, min_size=1, max_size=4), st.sampled_from(["", ";", "; -- ;\n"]))
+def test_a_script_is_cut_where_the_server_cuts_it(
+    connection: psycopg.Connection[Any], statements: list[str], end: str
+) -> None:
+    found = [statement.source for statement in split(" ;; ".join(statements) + end, "postgresql")]
+    assert found == [tidy(statement) for statement in statements]
+    for source in found:
+        answer = prepare(connection, source)
+        # Its grammar is right, and it is one statement: what is wrong, if anything, is found later.
+        assert not isinstance(answer, Refusal) or answer.sqlstate in {"42P01", "42703"}, answer
+
+
+def tidy(text: str) -> str:
+    """Leave out what stands behind the last token."""
+    return text[: tokenize(text, POSTGRESQL)[-1].end]
+
+
+SCRIPT = """
+CREATE TABLE log (text text DEFAULT 'a;b');;
+CREATE TABLE t (id int);
+CREATE FUNCTION both(x int) RETURNS SETOF int BEGIN ATOMIC
+    SELECT CASE x WHEN 1 THEN 10 ELSE 20 END; -- END;
+    SELECT x end;
+END;
+CREATE FUNCTION one() RETURNS int RETURN 1;
+CREATE PROCEDURE nothing() BEGIN ATOMIC END;
+create or replace function noted() returns trigger language plpgsql as $body$
+begin insert into log values ('noted; END;'); return new; end; $body$;
+CREATE TRIGGER noting BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION noted();
+CREATE RULE "BEGIN" AS ON DELETE TO t DO ALSO (INSERT INTO log VALUES ('gone;'); INSERT INTO log VALUES (E'\\';'));
+INSERT INTO t SELECT both(3);
+DELETE FROM t -- and no semicolon at the end
+"""
+
+
+def test_a_script_does_statement_by_statement_what_the_server_makes_of_the_whole() -> None:
+    results = []
+    for whole in (True, False):
+        with psycopg.connect(shared().schema(), autocommit=True) as made:
+            if whole:
+                made.execute(SCRIPT.encode())
+            else:
+                for statement in split(SCRIPT, "postgresql"):
+                    run_alone(made, statement.sql)
+            results.append(
+                (
+                    made.execute("SELECT text FROM log").fetchall(),
+                    made.execute("SELECT both(1)").fetchall(),
+                    made.execute(
+                        "SELECT proname, prosrc FROM pg_proc WHERE pronamespace = current_schema()::regnamespace ORDER BY 1"
+                    ).fetchall(),
+                )
+            )
+    assert results[0] == results[1]
+    assert results[0][0] == [("noted; END;",), ("gone;",), ("';",)]
+    assert len(split(SCRIPT, "postgresql")) == 10
+
+
+def run_alone(connection: psycopg.Connection[Any], sql: str) -> None:
+    with connection.lock:
+        result = connection.pgconn.exec_params(sql.encode(), None)
+    assert result.status in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK), result.error_message
