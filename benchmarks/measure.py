@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -55,6 +55,59 @@ def paired(
     ratios = sorted(b / a for a, b in zip(*times, strict=True))
     cut = int(len(ratios) * part)
     return Paired(Spread.of(times[0]), Spread.of(times[1]), Spread.of(ratios[cut : len(ratios) - cut]))
+
+
+def alternate(works: Mapping[str, Callable[[], object]], *, calls: int, rounds: int) -> dict[str, list[float]]:
+    """Do batches of ``calls`` calls of each work in turn, each round beginning with the next one; give seconds a call.
+
+    The first two batches of each are not counted: connections have statements to prepare.
+    """
+    names = list(works)
+    for name in names * 2:
+        _batch(works[name], calls)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(_batch(works[name], calls))
+    return times
+
+
+class Together:
+    """Let threads that are there already do ``work`` ``each`` times apiece, as often as it is called."""
+
+    def __init__(self, work: Callable[[], object], *, threads: int, each: int) -> None:
+        self._work, self._each = work, each
+        self._begin, self._end = threading.Barrier(threads + 1), threading.Barrier(threads + 1)
+        self._over = False
+        self._threads = [threading.Thread(target=self._run, name=f"lane-{number}") for number in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def __call__(self) -> None:
+        """Do it, and wait until all have done it."""
+        self._begin.wait()
+        self._end.wait()
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._over = True
+        self._begin.wait()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        self._begin.wait()
+        while not self._over:
+            try:
+                for _ in range(self._each):
+                    self._work()
+            except BaseException:
+                self._end.abort()  # else the others would wait for this thread
+                self._begin.abort()
+                raise
+            self._end.wait()
+            self._begin.wait()
 
 
 def _batch(work: Callable[[], object], calls: int) -> float:

@@ -51,7 +51,7 @@ class Row:
         """Write it."""
         budget = "—" if self.limit is None else f"{self.sign} {self.limit:g} {self.unit}".strip()
         verdict = {None: "—", True: "yes", False: "**no**"}[self.met]
-        measured = f"not measured: {self.why}" if self.measured is None else _spread(self.measured)
+        measured = f"not measured: {self.why}" if self.measured is None else spread(self.measured)
         return f"| {self.work} | {budget} | {measured} | {verdict} |"
 
 
@@ -90,7 +90,7 @@ def markdown(
 
 
 def _single(work: str, pair: Paired) -> str:
-    return f"| {work} | {_spread(_scaled(pair.first, 1e6))} | {_spread(_scaled(pair.second, 1e6))} |"
+    return f"| {work} | {spread(_scaled(pair.first, 1e6))} | {spread(_scaled(pair.second, 1e6))} |"
 
 
 def _heats(heats: Heats) -> list[str]:
@@ -102,7 +102,7 @@ def _heats(heats: Heats) -> list[str]:
             str(heats.threads),
             f"{heats.flush * 1e3:.2f} ms",
             name,
-            _spread(heats.spread(name, "rate")),
+            spread(heats.spread(name, "rate")),
             *(_short(wait) for wait in (*waits, longest)),
             f"{heats.spread(name, 'fairness').middle:.3f}",
             str(sum(race.failed for race in races)),
@@ -115,10 +115,11 @@ def _scaled(spread: Spread, factor: float) -> Spread:
     return Spread(spread.low * factor, spread.middle * factor, spread.high * factor)
 
 
-def _spread(spread: Spread) -> str:
-    if spread.low == spread.high:
-        return _short(spread.middle)
-    return f"{_short(spread.low)} … {_short(spread.middle)} … {_short(spread.high)}"
+def spread(found: Spread) -> str:
+    """Write it in one cell: the least, the median, the greatest."""
+    if found.low == found.high:
+        return _short(found.middle)
+    return f"{_short(found.low)} … {_short(found.middle)} … {_short(found.high)}"
 
 
 def _short(value: float) -> str:

@@ -12,7 +12,15 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from safedb import errors
-from safedb.config import PoolConfig, Pragmas, ResolvedRetryPolicy, RetryPolicy, check_timeout, load_settings
+from safedb.config import (
+    PoolConfig,
+    Pragmas,
+    ResolvedRetryPolicy,
+    RetryPolicy,
+    Settings,
+    check_timeout,
+    load_settings,
+)
 from safedb.engine import Engine
 from safedb.result import Result
 from safedb.rows import RowFactory, tuple_row
@@ -59,7 +67,10 @@ def connect(
     goes first, is told in `safedb.config`. Raises `ConfigError` for what cannot be put in force, `LockTimeout` where
     another program holds the file until ``retry.timeout``.
     """
-    settings = load_settings(target, pragmas=pragmas, retry=retry, pool=pool, read_only=read_only)
+    settings, failure = _settings(target, pragmas=pragmas, retry=retry, pool=pool, read_only=read_only)
+    del target  # it may hold a password, and some tools show the variables of every frame that an error has passed
+    if settings is None:
+        raise failure
     if on_event is not None and not callable(on_event):
         raise errors.ConfigError(f"on_event= takes a callable of one event, not {on_event!r}")
     if not callable(row_factory):
@@ -87,6 +98,16 @@ def connect(
         database.close()
         raise
     return database
+
+
+def _settings(
+    target: str | os.PathLike[str] | None, **given: Any
+) -> tuple[Settings, errors.Error] | tuple[None, errors.Error]:
+    """Load the settings, or give the error without the frames that have seen the URL."""
+    try:
+        return load_settings(target, **given), errors.ConfigError()
+    except errors.Error as error:
+        return None, error.with_traceback(None)
 
 
 _FOREIGN = {

@@ -209,7 +209,7 @@ def _escape_string() -> str:
     # A string goes on behind a line break ('a'⏎'b' is one), and what follows an E'' still knows backslashes.
     body = r"'[^'\\]*+(?:(?:''|\\.)[^'\\]*+)*+'"
     gap = r"(?:[ \t\f\v]|--[^\n\r]*+)*+[\n\r](?:[ \t\f\v\n\r]|--[^\n\r]*+[\n\r])*+"
-    return f"[eE]{body}(?:{gap}{body})*"
+    return f"[eE]{body}(?:{gap}{body})*+(?!{gap}')"  # what goes on has to end, too
 
 
 @cache  # there are two dialects

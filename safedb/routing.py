@@ -255,6 +255,7 @@ _SETTING = (
 )
 _SET_CONFIG = f"write a plain true as its third argument, {_IN_TX}: else {_SETTING}"
 _FOR_ONE_TRANSACTION = f"it holds for one transaction: run it {_IN_TX}"
+_STRINGS = "safedb reads SQL text with this setting on: write E'…' where backslashes are to be escapes"
 _LOCK = f"the lock would end at once: take it {_IN_TX}"
 _ADVISORY = (
     "the lock would outlive the transaction, on a connection that others use next: take pg_advisory_xact_lock "
@@ -321,6 +322,7 @@ _VOCABULARIES = {
         not_in_a_transaction=frozenset({"VACUUM"}),
         pragmas=False,
         heads=(
+            (re.compile(r"SET ((LOCAL|SESSION) )?STANDARD_CONFORMING_STRINGS\b"), _Bond(_STRINGS, outlives=True)),
             # Behind a point or a sign, LOCAL is part of a setting's name: SET local.x = 1.
             (re.compile(r'SET (LOCAL|TRANSACTION|CONSTRAINTS) [\w"]'), _Bond(_FOR_ONE_TRANSACTION, outlives=False)),
             (re.compile(r"(SET|RESET)\b"), _Bond(_SETTING, outlives=True)),

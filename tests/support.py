@@ -115,25 +115,40 @@ def wait_until(condition: Callable[[], bool], what: str = "the condition") -> No
         time.sleep(0.0005)
 
 
-def wait_for_queue(db: safedb.Database, length: int) -> None:
-    """Wait until ``length`` writers stand in the queue."""
-    wait_until(lambda: db.stats().queue_depth == length, f"{length} in the queue: {db.stats().queue_depth}")
+def hold_writes(db: safedb.Database, tx: safedb.Transaction) -> None:
+    """Let nobody else write to ``t`` before this block ends: on SQLite that is so, on PostgreSQL a lock does it."""
+    if db.dialect == "postgresql":
+        tx.execute("LOCK TABLE t IN SHARE ROW EXCLUSIVE MODE")
+
+
+def waiting_writers(db: safedb.Database, tx: safedb.Transaction) -> int:
+    """Count the writers that wait: for the turn or a connection, and on PostgreSQL for the lock of `hold_writes`."""
+    waiting = db.stats().queue_depth
+    if db.dialect == "postgresql":
+        waiting += tx.execute("SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND NOT granted").scalar()
+    return waiting
+
+
+def wait_for_queue(db: safedb.Database, tx: safedb.Transaction, length: int) -> None:
+    """Wait until ``length`` writers stand behind the open block ``tx``."""
+    wait_until(lambda: waiting_writers(db, tx) == length, f"{length} to wait")
 
 
 class Line:
-    """Queue writes behind an open block, one after the other, in a known order."""
+    """Queue writes behind an open block, one after the other; on SQLite that is the order in which they will run."""
 
-    def __init__(self, db: safedb.Database, crew: Crew) -> None:
+    def __init__(self, db: safedb.Database, crew: Crew, tx: safedb.Transaction) -> None:
         self._db = db
         self._crew = crew
+        self._tx = tx
         self.workers: list[Worker] = []
 
     def add(self, call: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: Any) -> Worker:
         """Start ``call`` in a thread, and wait until it stands in the queue."""
-        depth = self._db.stats().queue_depth
+        depth = waiting_writers(self._db, self._tx)
         worker = self._crew(call, *args, name=name, **kwargs)
-        if self._db.dialect == "sqlite":  # PostgreSQL has no queue: there the order is left to chance
-            wait_until(lambda: self._db.stats().queue_depth > depth or not worker.running, "the queue to grow")
+        wait_until(lambda: waiting_writers(self._db, self._tx) > depth or not worker.running, "the queue to grow")
+        if self._db.dialect == "sqlite":  # PostgreSQL lets through what has nothing to do with ``t``
             assert worker.running, f"it did not queue: {worker.error()!r}"
         self.workers.append(worker)
         return worker
@@ -141,9 +156,10 @@ class Line:
 
 @contextmanager
 def line_behind_a_block(db: safedb.Database, crew: Crew) -> Iterator[Line]:
-    """Hold the turn while writers queue up; leaving lets them go, and waits for them."""
-    line = Line(db, crew)
-    with db.transaction():
+    """Hold the turn (on PostgreSQL: the table ``t``) while writers queue up; leaving lets them go, and waits."""
+    with db.transaction() as tx:
+        hold_writes(db, tx)
+        line = Line(db, crew, tx)
         yield line
     for worker in line.workers:
         worker.join()

@@ -14,6 +14,8 @@ from safedb.stats import Counters, Hooks, Retried
 
 T = TypeVar("T")
 
+ENOUGH = 0.03  # seconds that another try must have: in less it would only be cut off, and its error would tell less
+
 CAUSES: dict[type[errors.Error], str] = {
     errors.SerializationFailure: "serialization",
     errors.DeadlockDetected: "deadlock",
@@ -42,11 +44,17 @@ class Retries:
     def persist(self, attempt: Callable[[], T], deadline: float, policy: ResolvedRetryPolicy) -> T:
         """Run ``attempt``, and again as long as it raises `Again`; in the end raise the error that this carries."""
         causes: list[str] = []
+        last: Again | None = None
+        end = deadline - ENOUGH
 
         def once() -> T:
+            nonlocal last
+            if last is not None and monotonic() >= end:
+                raise last
             try:
                 return attempt()
             except Again as again:
+                last = again
                 causes.append(CAUSES.get(type(again.error), "other"))
                 raise
 
@@ -59,9 +67,9 @@ class Retries:
             try:
                 return once()
             except Again:
-                if monotonic() >= deadline:
+                if monotonic() >= end:
                     raise
-                return run_again(once, policy=policy, deadline=deadline, may_retry=_is_again, on_retry=tell)
+                return run_again(once, policy=policy, deadline=end, may_retry=_is_again, on_retry=tell)
         except Again as again:
             failure = again.error
         raise failure

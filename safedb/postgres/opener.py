@@ -157,16 +157,20 @@ class Opener:
             self.options.setdefault(name, value)
 
     def __repr__(self) -> str:
-        return f"<Opener {self.name}>"
+        return f"<Opener {self.dsn}>"
 
     def failed(self, error: psycopg.Error) -> errors.Error:
         """Make our error of a failed try, and remember it: the pool tells its callers only that time is over."""
         text = self.scrub(" ".join(str(error).split()))
-        self.failure = errors.ConnectionLost(f"cannot connect to {self.name}: {text}", sqlstate=error.sqlstate)
+        failure: errors.Error = errors.ConnectionLost(f"cannot connect to {self.name}: {text}", sqlstate=error.sqlstate)
         if self.asking:
             there = psycopg.conninfo.make_conninfo(self.dsn.reveal(), connect_timeout=2).encode()
-            self.refused = psycopg.pq.PGconn.ping(there) == psycopg.pq.Ping.OK
-        return self.failure
+            answer = psycopg.pq.PGconn.ping(there)
+            self.refused = answer in (psycopg.pq.Ping.OK, psycopg.pq.Ping.NO_ATTEMPT)
+            if answer == psycopg.pq.Ping.NO_ATTEMPT:  # libpq itself does not take what the URL says
+                failure = errors.ConfigError(f"cannot connect to {self.name}: {text}")
+        self.failure = failure
+        return failure
 
     def scrub(self, text: str) -> str:
         """Strike every secret from a text."""
@@ -230,25 +234,38 @@ def _defaults(known: Mapping[str, str], *, read_only: bool, timeout: float) -> d
 
 def parse(dsn: Dsn) -> dict[str, str]:
     """Read the URL as libpq does. Its own errors quote what they stumble over, so they are not shown."""
-    url = dsn.reveal()
-    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
-    for item in filter(None, url.partition("?")[2].split("&")):
-        name = item.partition("=")[0]
-        if unquote(name) not in known and name != "ssl":
-            raise errors.ConfigError(
-                f"{dsn} has a parameter that libpq does not know{suggest(name, known)}; a '&' inside a password is "
-                "written %26"
-            )
-    failed = False
-    try:
-        found = psycopg.conninfo.conninfo_to_dict(url)
-    except psycopg.Error:
-        failed = True
-    if failed:
+    unknown = _unknown(dsn)
+    if unknown is not None:
+        raise errors.ConfigError(
+            f"{dsn} has a parameter that libpq does not know{unknown}; a '&' inside a password is written %26"
+        )
+    found = _read(dsn)
+    if found is None:
         raise errors.ConfigError(
             f"{dsn} is no connection URL that libpq can read: write postgresql://user:password@host:port/name, and "
             "percent-encode what is special in the user and the password (@ is %40, / is %2F, % is %25)"
         )
+    return found
+
+
+# The plain text is a variable only of functions that raise nothing: some tools show those of all frames of a traceback.
+
+
+def _unknown(dsn: Dsn) -> str | None:
+    """Look for a parameter that libpq does not know; suggest one, for the name itself may be part of a password."""
+    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()} | {"ssl"}
+    for item in filter(None, dsn.reveal().partition("?")[2].split("&")):
+        name = unquote(item.partition("=")[0])
+        if name not in known:
+            return suggest(name, known)
+    return None
+
+
+def _read(dsn: Dsn) -> dict[str, str] | None:
+    try:
+        found = psycopg.conninfo.conninfo_to_dict(dsn.reveal())
+    except psycopg.Error:
+        return None
     return {name: str(value) for name, value in found.items()}
 
 

@@ -57,15 +57,15 @@ def test_every_way_to_write_is_seen_by_every_handle_and_thread_when_it_returns(
 
 def test_acknowledged_writes_are_there_in_another_process(db: safedb.Database, target: Any, crew: Crew) -> None:
     crew.together(4, lambda worker: [WRITES["execute"](db, f"{worker}-{n}") for n in range(10)])
-    count = "import safedb, sys, pathlib; db = safedb.connect(pathlib.Path(sys.argv[1]), read_only=True)\n"
+    count = "import safedb, sys; db = safedb.connect(sys.argv[1], read_only=True)\n"
     count += "with db: print(db.execute('SELECT count(*) FROM t').scalar())"
     answer = subprocess.run([sys.executable, "-c", count, str(target)], capture_output=True, text=True, timeout=30)
     assert answer.stdout.strip() == "40", answer.stderr
 
 
 WRITER = """
-import pathlib, sys, threading, safedb
-db = safedb.connect(pathlib.Path(sys.argv[1]))
+import sys, threading, safedb
+db = safedb.connect(sys.argv[1])
 say = threading.Lock()
 def write(worker):
     for n in range(10**6):

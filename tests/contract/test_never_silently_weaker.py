@@ -68,9 +68,9 @@ def test_a_handle_may_be_opened_while_others_close(connect: Connect, target: Any
 
 
 STARTER = """
-import pathlib, sys, safedb
+import sys, safedb
 sys.stdin.readline()
-with safedb.connect(pathlib.Path(sys.argv[1]), schema=sys.argv[2]) as db:
+with safedb.connect(sys.argv[1], schema=sys.argv[2]) as db:
     db.execute("INSERT INTO a (v) VALUES ('x')")
 """
 

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from pgserver import shared
 from psycopg.pq import DiagnosticField, ExecStatus
 
 from safedb.errors import ProgrammingError
 from safedb.lexer import POSTGRESQL, tokenize
-from safedb.sql import parse, split
+from safedb.sql import Route, parse, split
 
 LONG = os.environ.get("SAFEDB_TEST_LONG") == "1"
 
@@ -85,7 +85,7 @@ INSIDE = st.lists(
 ).map("".join)
 GAPS = st.sampled_from(["\n", " \n ", "\r", "\t\r\n", " -- ?:a;'\n", "--\r--'\n\f", "\n\n-- $$\n "])
 BLANKS = st.sampled_from(
-    [" ", "\n", "\t", "\f", "/**/", "/* ?:a;'$$ */", "-- ?:a;'\n", "--\r", "/*/ ? */ */", "/* /* ? */ : */", "/*/**/*/"]
+    [" ", "\n", "\t", "\f", "/**/", "/* ?:a;'$$ */", "-- ?:a;'\n", "--\r", "/*/ ? */", "/* /* ? */ : */", "/*/**/*/"]
 )
 TAGS = st.sampled_from(["", "a", "_1", "é", "E", "aB2"])
 Drawn = Callable[[st.SearchStrategy[Any]], Any]
@@ -180,7 +180,7 @@ PLAIN: list[tuple[str, Any]] = [
     ("int'7'", 7),
     ("5%3", 2),
     ("@ -5", 5),
-    ("-@ -5", -5),
+    ("- @ -5", -5),
     ("7!=3", True),
     ("2*-3", -6),
     ("2*/* ? */3", 6),
@@ -308,7 +308,7 @@ def select(draw: Drawn, pieces: list[Piece]) -> tuple[str, list[str]]:
     return f"SELECT{','.join(texts)}{end}", names
 
 
-@examples(120)
+@examples(100)
 @given(data=st.data(), named=st.booleans())
 def test_the_server_sees_the_same_parameters_and_the_same_values(
     connection: psycopg.Connection[Any], data: st.DataObject, named: bool
@@ -387,7 +387,7 @@ def scan(connection: psycopg.Connection[Any], text: str) -> str:
     return ""
 
 
-@examples(400)
+@examples(300)
 @given(SOUP)
 @example("E'a'\n'\\''")
 @example("E'a' 'b\\'")
@@ -408,7 +408,8 @@ def test_what_never_ends_is_refused_exactly_when_the_server_finds_no_end(
     try:
         tokenize(text + "\n", POSTGRESQL)
     except ProgrammingError as error:
-        ends = "never ends" not in str(error)
+        assume("never ends" in str(error))  # and not a parameter that is not ours
+        ends = False
     else:
         ends = True
     if "unterminated" in complaint:
@@ -447,15 +448,15 @@ def expressions(parameter: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
             inner.map(lambda text: f"({text})"),
             inner.map(lambda text: f"(ARRAY[{text},'?'])[1:2]::text"),
             inner.map(lambda text: f"(ARRAY[{text}])[ :1]::text"),
-            st.tuples(inner, inner).map(lambda texts: f"CASE WHEN({texts[0]})<>{texts[1]}THEN {texts[1]} END"),
+            st.tuples(inner, inner).map(lambda texts: f"CASE WHEN({texts[0]})<>{texts[1]} THEN({texts[1]})END"),
             inner.map(lambda text: f"lower({text})"),
-            inner.map(lambda text: f"(to_jsonb({text})??'a')::text"),
+            inner.map(lambda text: f"(to_jsonb({text}::text)??'a')::text"),
         ),
         max_leaves=6,
     )
 
 
-@examples(80)
+@examples(50)
 @given(data=st.data(), named=st.booleans())
 def test_the_server_counts_as_many_parameters(
     connection: psycopg.Connection[Any], data: st.DataObject, named: bool
@@ -476,7 +477,7 @@ TOKENS = st.lists(
 ).map("".join)
 
 
-@examples(400)
+@examples(300)
 @given(TOKENS)
 @example("1;SELECT 2")
 @example("(1;SELECT 2)")
@@ -552,7 +553,7 @@ def tidy(text: str) -> str:
 SCRIPT = """
 CREATE TABLE log (text text DEFAULT 'a;b');;
 CREATE TABLE t (id int);
-CREATE FUNCTION both(x int) RETURNS SETOF int BEGIN ATOMIC
+CREATE FUNCTION twice(x int) RETURNS SETOF int BEGIN ATOMIC
     SELECT CASE x WHEN 1 THEN 10 ELSE 20 END; -- END;
     SELECT x end;
 END;
@@ -562,7 +563,7 @@ create or replace function noted() returns trigger language plpgsql as $body$
 begin insert into log values ('noted; END;'); return new; end; $body$;
 CREATE TRIGGER noting BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION noted();
 CREATE RULE "BEGIN" AS ON DELETE TO t DO ALSO (INSERT INTO log VALUES ('gone;'); INSERT INTO log VALUES (E'\\';'));
-INSERT INTO t SELECT both(3);
+INSERT INTO t SELECT twice(3);
 DELETE FROM t -- and no semicolon at the end
 """
 
@@ -579,9 +580,10 @@ def test_a_script_does_statement_by_statement_what_the_server_makes_of_the_whole
             results.append(
                 (
                     made.execute("SELECT text FROM log").fetchall(),
-                    made.execute("SELECT both(1)").fetchall(),
+                    made.execute("SELECT twice(1)").fetchall(),
                     made.execute(
-                        "SELECT proname, prosrc FROM pg_proc WHERE pronamespace = current_schema()::regnamespace ORDER BY 1"
+                        "SELECT proname, prosrc, prosqlbody IS NULL FROM pg_proc "
+                        "WHERE pronamespace = current_schema()::regnamespace ORDER BY 1"
                     ).fetchall(),
                 )
             )
@@ -594,3 +596,92 @@ def run_alone(connection: psycopg.Connection[Any], sql: str) -> None:
     with connection.lock:
         result = connection.pgconn.exec_params(sql.encode(), None)
     assert result.status in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK), result.error_message
+
+
+# --- Routes ----------------------------------------------------------------------------------------------------------
+
+ROUTES = {
+    "SELECT a FROM t": Route.READ,
+    "(SELECT 1) UNION (SELECT 2)": Route.READ,
+    "VALUES (1)": Route.READ,
+    "TABLE t": Route.READ,
+    "SHOW TimeZone": Route.READ,
+    "EXPLAIN INSERT INTO t VALUES (1)": Route.READ,
+    "EXPLAIN (ANALYZE, COSTS OFF) SELECT 1": Route.READ,
+    "WITH x AS (SELECT 1) TABLE x": Route.READ,
+    "WITH insert AS (SELECT 1) SELECT 1 FROM insert": Route.READ,
+    "WITH RECURSIVE x(update) AS (SELECT 1 UNION ALL SELECT update + 1 FROM x WHERE update < 3) "
+    "SEARCH DEPTH FIRST BY update SET delete SELECT 1 FROM x": Route.READ,
+    "INSERT INTO t VALUES (1)": Route.WRITE,
+    "UPDATE t SET a = 1": Route.WRITE,
+    "DELETE FROM t": Route.WRITE,
+    "MERGE INTO t USING t AS s ON t.a = s.a WHEN MATCHED THEN DELETE": Route.WRITE,
+    "WITH x AS (SELECT 1) INSERT INTO t SELECT * FROM x": Route.WRITE,
+    "WITH RECURSIVE x(update) AS (SELECT 1 UNION ALL SELECT update + 1 FROM x WHERE update < 3) "
+    "CYCLE update SET insert TO 1 DEFAULT 0 USING merge DELETE FROM t USING x WHERE a = update": Route.WRITE,
+    "CREATE TABLE u (a int)": Route.EXCLUSIVE,
+    "TRUNCATE t": Route.EXCLUSIVE,
+    "DROP TABLE t": Route.EXCLUSIVE,
+    # What its first word does not tell is learnt from the refusal.
+    "SELECT a FROM t FOR UPDATE": Route.READ,
+    "SELECT 1 AS a INTO u": Route.READ,
+    "WITH x AS (DELETE FROM t RETURNING a) SELECT a FROM x": Route.READ,
+    "EXPLAIN ANALYZE DELETE FROM t": Route.READ,
+}
+LEARNT = frozenset(list(ROUTES)[-4:])
+
+
+@pytest.mark.parametrize("text", ROUTES)
+def test_the_server_agrees_with_the_route(text: str) -> None:
+    """A read-only session takes what is routed to one, and refuses what is not."""
+    statement = parse(text, "postgresql")
+    assert statement.route is ROUTES[text]
+    with psycopg.connect(shared().schema(), autocommit=True) as made:
+        made.execute("CREATE TABLE t (a int)")
+        made.read_only = True
+        made.autocommit = False
+        if statement.route is Route.READ and text not in LEARNT:
+            run_alone(made, statement.sql)
+        else:
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                made.execute(statement.sql.encode())
+
+
+# Each leaves something behind on its connection: what, is told by the query.
+TEMPORARIES = "SELECT count(*) FROM pg_class WHERE relnamespace = pg_my_temp_schema()"
+OUTLIVING = {
+    "SET x.y = 'z'": "SELECT current_setting('x.y', true)",
+    "SET local.x = 'z'": "SELECT current_setting('local.x', true)",
+    "SET transaction.x = 'z'": "SELECT current_setting('transaction.x', true)",
+    "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE": "SHOW default_transaction_isolation",
+    "SELECT set_config('x.y', 'z', false)": "SELECT current_setting('x.y', true)",
+    "UPDATE pg_settings SET setting = '77s' WHERE name = 'statement_timeout'": "SHOW statement_timeout",
+    "LISTEN x": "SELECT count(*) FROM pg_listening_channels()",
+    "PREPARE x AS SELECT 1": "SELECT count(*) FROM pg_prepared_statements WHERE name = 'x'",
+    "DECLARE x CURSOR WITH HOLD FOR SELECT 1": "SELECT count(*) FROM pg_cursors WHERE name = 'x'",
+    "SELECT pg_advisory_lock(1)": "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
+    "CREATE TEMP TABLE x (a int)": TEMPORARIES,
+    "CREATE OR REPLACE TEMP VIEW x AS SELECT 1 AS a": TEMPORARIES,
+    "SELECT 1 AS a INTO TEMP x": TEMPORARIES,
+    "SELECT 1 AS a INTO LOCAL TEMPORARY TABLE x": TEMPORARIES,
+    "CREATE TABLE pg_temp.x (a int)": TEMPORARIES,
+    "EXPLAIN ANALYZE CREATE TEMP TABLE x AS SELECT 1 AS a": TEMPORARIES,
+}
+ENDING = {
+    "SET LOCAL x.y = 'z'": "SELECT nullif(current_setting('x.y', true), '')",
+    "SELECT set_config('x.y', 'z', is_local => true)": "SELECT nullif(current_setting('x.y', true), '')",
+    "SELECT pg_advisory_xact_lock(1)": OUTLIVING["SELECT pg_advisory_lock(1)"],
+    "CREATE TEMP TABLE x (a int) ON COMMIT DROP": TEMPORARIES,
+    "SELECT 1 AS a INTO temp FROM (SELECT) AS s": TEMPORARIES,
+}
+
+
+@pytest.mark.parametrize(("text", "query"), [*OUTLIVING.items(), *ENDING.items()])
+def test_what_outlives_a_transaction_is_known(text: str, query: str) -> None:
+    statement = parse(text, "postgresql")
+    with psycopg.connect(shared().schema()) as made:
+        before = made.execute(query.encode()).fetchall()
+        run_alone(made, statement.sql)
+        made.commit()
+        left = made.execute(query.encode()).fetchall() != before
+    assert left is (statement.outlives is not None) is (text in OUTLIVING)

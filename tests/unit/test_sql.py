@@ -494,6 +494,7 @@ OUTLIVING = {
     "SET SESSION x.y = 1": "SET LOCAL",
     "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY": "SET LOCAL",
     "SET TIME ZONE 'UTC'": "SET LOCAL",
+    "SET LOCAL standard_conforming_strings = off": "backslashes",
     "SET ROLE x": "SET LOCAL",
     "RESET ALL": "SET LOCAL",
     "UPDATE pg_settings SET setting = '1' WHERE name = 'x.y'": "SET LOCAL",

@@ -29,7 +29,6 @@ class Orders:
     """Say what a process has to do; travels to it by pickle. Times are seconds."""
 
     side: str
-    dialect: str
     place: Place
     process: int
     threads: int
@@ -48,10 +47,11 @@ def main(orders: Orders, parent: Connection) -> None:
     """
     # Ctrl-C reaches every process of the terminal's group: the parent alone decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # safedb's own warnings would tear the live line; what they tell is in the report.
-    logging.getLogger("safedb").addHandler(logging.NullHandler())
+    # Warnings of safedb and of the driver's pool would tear the live line; what they tell is in the report.
+    for name in ("safedb", "psycopg"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
     try:
-        side = target.engine(orders.dialect).open[orders.side](orders.place)
+        side = target.engine(orders.place.dialect).open[orders.side](orders.place)
         try:
             result = _work(Crew(orders, side), parent)
         finally:

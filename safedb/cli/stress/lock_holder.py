@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-_PAUSE = 0.0005  # seconds between two tries to get the lock
+from safedb.cli.stress import target
+from safedb.cli.stress.workload import Place
+
 _GLANCE = 0.05  # seconds between two looks at whether to stop
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Say which file to lock, after how many seconds, and for how many."""
+    """Say which database to lock, after how many seconds, and for how many."""
 
-    path: str
+    place: Place
     after: float
     seconds: float
 
@@ -44,22 +45,13 @@ def _hold(task: Task, stopped: Callable[[float], bool]) -> Held:
     """Take the lock, keep it, give it back; ``stopped(seconds)`` waits so long and tells whether to stop."""
     if stopped(task.after):
         return Held(0.0, 0.0)
-    with contextlib.closing(sqlite3.connect(task.path, timeout=0, isolation_level=None)) as connection:
+    with target.engine(task.place.dialect).lock(task.place) as lock:
         begun = time.monotonic()
-        # Asked for again and again: SQLite's busy handler sleeps so long that beside busy writers it may never get it.
-        while not _got(connection):
-            if stopped(_PAUSE):
+        while not lock.take():
+            if stopped(lock.pause):
                 return Held(time.monotonic() - begun, 0.0)
         taken = time.monotonic()
         while time.monotonic() < taken + task.seconds and not stopped(_GLANCE):
             pass
-        connection.execute("ROLLBACK")
+        lock.release()
         return Held(taken - begun, time.monotonic() - taken)
-
-
-def _got(connection: sqlite3.Connection) -> bool:
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-    except sqlite3.OperationalError:
-        return False
-    return True

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
-from safedb.cli.stress import crew, lock_holder
+from safedb.cli.stress import crew, lock_holder, target
 from safedb.cli.stress.crew import Orders
 from safedb.cli.stress.interrupts import Interrupts
 from safedb.cli.stress.tally import ProcessResult, Tick
@@ -28,13 +27,16 @@ Follow = Callable[[float, Tick], None]
 
 @dataclass(slots=True)
 class PhaseResult:
-    """Be what one side's processes brought home; ``broken`` tells of those that did not come home."""
+    """Be what one side's processes brought home; ``broken`` tells of those that did not come home.
+
+    ``wal`` is what the database tells of its WAL, by name, in bytes.
+    """
 
     side: str
     processes: list[ProcessResult] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     held: lock_holder.Held | None = None
-    largest_wal: int = 0
+    wal: dict[str, int] = field(default_factory=dict)
 
 
 _NOTHING = Tick(0, 0, 0)
@@ -57,7 +59,7 @@ class Phase:
 
     def __init__(self, orders: list[Orders], hold: float, interrupts: Interrupts, follow: Follow) -> None:
         self._orders, self._hold, self._interrupts, self._follow = orders, hold, interrupts, follow
-        self._wal = Path(f"{orders[0].place.path}-wal")
+        self._watch = target.engine(orders[0].place.dialect).watch(orders[0].place)
         self.result = PhaseResult(orders[0].side)
 
     def run(self) -> PhaseResult:
@@ -70,6 +72,7 @@ class Phase:
         finally:
             for member in members:
                 _bury(member)
+        self.result.wal = self._watch.result()
         return self.result
 
     def _start(self, members: list[_Member]) -> None:
@@ -78,7 +81,7 @@ class Phase:
         if self._hold:
             seconds = self._orders[0].seconds
             start = max(seconds / 10, (seconds - self._hold) / 2)
-            task = lock_holder.Task(self._orders[0].place.path, start, self._hold)
+            task = lock_holder.Task(self._orders[0].place, start, self._hold)
             members.append(_spawn("the lock holder", lock_holder.main, task))
 
     def _all_ready(self, members: list[_Member]) -> bool:
@@ -111,8 +114,7 @@ class Phase:
                 return
 
     def _listen(self, members: list[_Member]) -> None:
-        with contextlib.suppress(OSError):
-            self.result.largest_wal = max(self.result.largest_wal, self._wal.stat().st_size)
+        self._watch.look()
         listening = [member for member in members if not member.ended]
         spoken = wait([member.pipe for member in listening], timeout=crew.TICK)
         for member in listening:

@@ -48,7 +48,7 @@ def _curve(axes: Axes, side: Summary) -> None:
     shares = [1.0, *(share for _, share in points)]
     worst = side.latency.maximum or 0.0
     last = shares[-1]
-    failed = side.locked + side.unknown + side.other
+    failed = side.locked + side.conflicts + side.unknown + side.other
     errors = f", errors: {failed:,} (not drawn)" if failed else ""
     label = f"{side.side}: {side.writes:,.0f} writes/s, worst wait {duration(worst)}{errors}"
     axes.plot([*times, worst], [*shares, last], drawstyle="steps-post", color=colour, linewidth=2, label=label)

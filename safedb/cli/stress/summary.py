@@ -1,4 +1,4 @@
-"""One side's numbers, from what its threads noted and what the file says; and the verdict over safedb."""
+"""One side's numbers, from what its threads noted and what the database says; and the verdict over safedb."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class Summary:
     read_latency: Histogram
     longest_error: float | None
     locked: int
+    conflicts: int
     unknown: int
     other: int
     read_errors: int
@@ -46,7 +47,7 @@ class Summary:
     totals: int
     threads: Fairness
     processes: Fairness
-    largest_wal: int
+    wal: dict[str, int]
     held: Held | None
     findings: Findings
     broken: list[str]
@@ -54,12 +55,14 @@ class Summary:
     described: list[dict[str, float | int | str]] = field(default_factory=list)
 
     def problems(self, excused: bool) -> list[str]:
-        """Say everything that this side must not do; ``excused``: "database is locked" has a reason outside."""
+        """Say everything that this side must not do; ``excused``: waiting in vain for a lock has a reason outside."""
         said = self.findings.violations() + self.broken
         if self.wrong_totals:
             said.append(f"{self.wrong_totals:,} of {self.totals:,} readings of all accounts did not add up")
         if self.locked and not excused:
             said.append(f"{self.locked:,} writes failed behind a lock")
+        if self.conflicts:
+            said.append(f"{self.conflicts:,} writes failed in conflict with others, however often they were run again")
         if self.unknown:
             said.append(f"{self.unknown:,} writes ended without anybody knowing whether they were committed")
         if self.other:
@@ -82,6 +85,7 @@ class Summary:
             "longest_wait_for_an_error": self.longest_error,
             "errors": {
                 "database_is_locked": self.locked,
+                "conflict": self.conflicts,
                 "commit_unknown": self.unknown,
                 "other": self.other,
                 "reads": self.read_errors,
@@ -90,7 +94,7 @@ class Summary:
             "wrong_totals_read": self.wrong_totals,
             "totals_read": self.totals,
             "fairness": {"threads": asdict(self.threads), "processes": asdict(self.processes)},
-            "largest_wal_bytes": self.largest_wal,
+            **{f"{name}_bytes": size for name, size in self.wal.items()},
             "lock_holder": None if self.held is None else asdict(self.held),
             "findings": asdict(self.findings),
             "broken": self.broken,
@@ -117,6 +121,7 @@ def summarise(result: PhaseResult, findings: Findings) -> Summary:
         read_latency=Histogram().merge(tally.latency for tally in readers),
         longest_error=max((tally.errors.longest for tally in writers), default=0) / 1e9 or None,
         locked=sum(tally.failures(Outcome.LOCKED) for tally in writers),
+        conflicts=sum(tally.failures(Outcome.CONFLICT) for tally in writers),
         unknown=sum(tally.failures(Outcome.UNKNOWN) for tally in writers),
         other=sum(tally.failures(Outcome.OTHER) for tally in writers),
         read_errors=sum(tally.errors.texts.total() for tally in readers),
@@ -124,7 +129,7 @@ def summarise(result: PhaseResult, findings: Findings) -> Summary:
         totals=sum(tally.totals for tally in readers),
         threads=_fairness([tally.in_time for tally in writers]),
         processes=_fairness([sum(tally.in_time for tally in process.writers) for process in processes]),
-        largest_wal=result.largest_wal,
+        wal=result.wal,
         held=result.held,
         findings=findings,
         broken=result.broken + [trouble for process in processes for trouble in process.trouble],

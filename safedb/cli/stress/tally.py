@@ -1,4 +1,4 @@
-"""What each thread notes about its own work: the acknowledgements that the file is checked against afterwards."""
+"""What each thread notes about its own work: the acknowledgements that the database is checked against afterwards."""
 
 from __future__ import annotations
 

@@ -1,23 +1,22 @@
-"""Check every acknowledged write against the file, when all processes are gone."""
+"""Check every acknowledged write against the database, when all processes are gone."""
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 from collections.abc import Set
 from dataclasses import dataclass, field
 
-from safedb.cli.stress import workload
+from safedb.cli.stress import target, workload
 from safedb.cli.stress.source import checksum, seal
 from safedb.cli.stress.tally import Ledger, WriterTally
-from safedb.cli.stress.workload import ACCOUNTS, HOW_MANY_ACCOUNTS, JOURNAL, OPENING_BALANCE, ROWS, Outcome
+from safedb.cli.stress.target import Evidence
+from safedb.cli.stress.workload import ACCOUNTS, HOW_MANY_ACCOUNTS, JOURNAL, OPENING_BALANCE, ROWS, Outcome, Place
 
 _EXAMPLES = 5
 
 
 @dataclass(slots=True)
 class Findings:
-    """Be what is wrong with a file: all zeros and empty when every promise was kept.
+    """Be what is wrong with a database: all zeros and empty when every promise was kept.
 
     ``lost``: acknowledged, not there. ``doubled``: there more than once. ``damaged``: there with other content.
     ``stray``: there, and nobody wrote it. ``applied``: its writer got an error, yet it is there (not counted where
@@ -60,25 +59,23 @@ class Findings:
             self.examples.append(text)
 
 
-def verify(path: str, writers: list[WriterTally], absent: Set[int]) -> Findings:
-    """Compare the file with what the writers noted; ``absent`` are the numbers of writers that died without a word."""
+def verify(place: Place, writers: list[WriterTally], absent: Set[int]) -> Findings:
+    """Compare the database with what the writers noted; ``absent`` are the writers that died without a word."""
     findings = Findings()
+    engine = target.engine(place.dialect)
     try:
-        with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
-            _check(connection, findings, writers, absent)
-    except sqlite3.DatabaseError as error:  # a damaged file may refuse any of the questions
-        findings.integrity.append(f"the file cannot be read: {error}")
+        with engine.evidence(place) as evidence:
+            _check(evidence, findings, writers, absent)
+    except engine.errors as error:  # a damaged database may refuse any of the questions
+        findings.integrity.append(f"the {engine.words.store} cannot be read: {error}")
     return findings
 
 
-def _check(connection: sqlite3.Connection, findings: Findings, writers: list[WriterTally], absent: Set[int]) -> None:
-    connection.execute("PRAGMA query_only=ON")
-    connection.execute("BEGIN")
-    _check_rows(connection, findings, {tally.worker: tally.rows for tally in writers}, absent)
-    moved, touched = _check_journal(connection, findings, writers, absent)
-    _check_accounts(connection, findings, moved, touched)
-    answers = [str(answer) for (answer,) in connection.execute("PRAGMA integrity_check")]
-    findings.integrity += [answer for answer in answers if answer != "ok"]
+def _check(evidence: Evidence, findings: Findings, writers: list[WriterTally], absent: Set[int]) -> None:
+    _check_rows(evidence, findings, {tally.worker: tally.rows for tally in writers}, absent)
+    moved, touched = _check_journal(evidence, findings, writers, absent)
+    _check_accounts(evidence, findings, moved, touched)
+    findings.integrity += evidence.integrity()
 
 
 class _Attendance:
@@ -89,7 +86,7 @@ class _Attendance:
         self._seen = {worker: bytearray(ledger.attempts) for worker, ledger in ledgers.items()}
 
     def found(self, worker: int, sequence: int) -> bool:
-        """Note one write found in the file; tell whether it was acknowledged."""
+        """Note one write found in the database; tell whether it was acknowledged."""
         seen = self._seen.get(worker)
         if seen is None or not 0 <= sequence < len(seen):
             if worker not in self._absent:
@@ -118,11 +115,9 @@ class _Attendance:
                     self._findings.example(f"{self._what} {worker}/{sequence} was acknowledged, and is not there")
 
 
-def _check_rows(
-    connection: sqlite3.Connection, findings: Findings, ledgers: dict[int, Ledger], absent: Set[int]
-) -> None:
+def _check_rows(evidence: Evidence, findings: Findings, ledgers: dict[int, Ledger], absent: Set[int]) -> None:
     attendance = _Attendance("row", ledgers, absent, findings)
-    for worker, sequence, path, line, body, stored in connection.execute(
+    for worker, sequence, path, line, body, stored in evidence.ask(
         f"SELECT worker, sequence, path, line, body, seal FROM {ROWS}"  # noqa: S608
     ):
         attendance.found(worker, sequence)
@@ -133,7 +128,7 @@ def _check_rows(
 
 
 def _check_journal(
-    connection: sqlite3.Connection, findings: Findings, writers: list[WriterTally], absent: Set[int]
+    evidence: Evidence, findings: Findings, writers: list[WriterTally], absent: Set[int]
 ) -> tuple[list[int], list[int]]:
     """Check the transfers; return, by account, what moved and how often, by the writers' own ledgers.
 
@@ -143,21 +138,21 @@ def _check_journal(
     moved = [sum(amounts) for amounts in zip([0] * HOW_MANY_ACCOUNTS, *(tally.moved for tally in writers), strict=True)]
     touched = [sum(times) for times in zip([0] * HOW_MANY_ACCOUNTS, *(tally.touched for tally in writers), strict=True)]
     attendance = _Attendance("transfer", {tally.worker: tally.transfers for tally in writers}, absent, findings)
-    for worker, sequence, source, target, amount in connection.execute(
+    for worker, sequence, source, destination, amount in evidence.ask(
         f"SELECT worker, sequence, source, target, amount FROM {JOURNAL}"  # noqa: S608
     ):
         if not attendance.found(worker, sequence):
             moved[source] -= amount
-            moved[target] += amount
+            moved[destination] += amount
             touched[source] += 1
-            touched[target] += 1
+            touched[destination] += 1
     attendance.close()
     return moved, touched
 
 
-def _check_accounts(connection: sqlite3.Connection, findings: Findings, moved: list[int], touched: list[int]) -> None:
+def _check_accounts(evidence: Evidence, findings: Findings, moved: list[int], touched: list[int]) -> None:
     """Compare balances, and versions: each update adds one to the version it read, so a gap is a lost update."""
-    accounts = connection.execute(f"SELECT id, balance, version FROM {ACCOUNTS} ORDER BY id").fetchall()  # noqa: S608
+    accounts = list(evidence.ask(f"SELECT id, balance, version FROM {ACCOUNTS} ORDER BY id"))  # noqa: S608
     findings.missing_money = sum(balance for _, balance, _ in accounts) - workload.TOTAL
     for account, balance, version in accounts:
         expected = OPENING_BALANCE + moved[account]

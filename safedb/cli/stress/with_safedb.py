@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import safedb
-from safedb.cli.stress import workload
+from safedb.cli.stress import target, workload
 from safedb.cli.stress.source import Row, seal
 from safedb.cli.stress.workload import Outcome, Place, Transfer
 from safedb.config import load_settings
@@ -14,7 +14,8 @@ from safedb.config import load_settings
 
 def connect(place: Place) -> safedb.Database:
     """Open the database as a service would, with the durability asked for and nothing else."""
-    return safedb.connect(_target(place), pragmas=safedb.Pragmas(synchronous=place.synchronous))
+    pragmas = None if place.synchronous is None else safedb.Pragmas(synchronous=place.synchronous)
+    return safedb.connect(_target(place), pragmas=pragmas)
 
 
 def _target(place: Place) -> str | Path:
@@ -29,7 +30,7 @@ def deadline(place: Place) -> float:
 def prepare(place: Place) -> None:
     """Create the tables and the accounts."""
     with connect(place) as db:
-        db.executescript(";\n".join(workload.PREPARATION))
+        db.executescript(";\n".join(target.engine(place.dialect).preparation(place)))
 
 
 class WithSafedb:
@@ -46,11 +47,18 @@ class WithSafedb:
         """Tell a deadline that passed behind a lock, and a COMMIT nobody can know about, from everything else."""
         if isinstance(error, safedb.CommitUnknownError):
             return Outcome.UNKNOWN
-        return Outcome.LOCKED if isinstance(error, safedb.LockTimeout) else Outcome.OTHER
+        if isinstance(error, (safedb.SerializationFailure, safedb.DeadlockDetected)):
+            return Outcome.CONFLICT
+        # Behind a lock held for longer than the deadline, calls wait for connections that wait for the lock.
+        return Outcome.LOCKED if isinstance(error, (safedb.LockTimeout, safedb.PoolTimeout)) else Outcome.OTHER
 
     def describe(self) -> dict[str, float | int | str]:
-        """Leave the counters alone: the comparison rests on what both sides show."""
-        return {}
+        """Tell what was run again, by cause, and how many connections a server had to bear; SQLite needs neither."""
+        stats = self._db.stats()
+        if stats.dialect == "sqlite":
+            return {}
+        retries = {f"retries_{cause}": count for cause, count in sorted(stats.retries.items())}
+        return {"connections": stats.readers.size + stats.writers.size, **retries}
 
     def close(self) -> None:
         """Close the handle."""

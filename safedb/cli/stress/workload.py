@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from safedb.cli.stress.source import Row
+from safedb.targets import Dsn
 
 PREFIX = "safedb_stress_"  # every table of ours starts so, and no other table is ever touched
 ROWS, ACCOUNTS, JOURNAL = PREFIX + "rows", PREFIX + "accounts", PREFIX + "journal"
@@ -46,7 +47,8 @@ HALVES = (
 class Outcome(enum.Enum):
     """Tell how a write failed."""
 
-    LOCKED = "database is locked"
+    LOCKED = "a lock was waited for in vain"
+    CONFLICT = "ended by the database for a conflict with another transaction"
     UNKNOWN = "nobody can know whether it was committed"
     OTHER = "another error"
 
@@ -101,8 +103,15 @@ class Side(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Say where a side's database is: its file, and the URL where the user gave one."""
+    """Say where a side's database is: its file or server, and for safedb the URL where the user gave one.
+
+    ``dsn`` is a server's URL for the driver alone, without safedb's own settings; ``mark`` stands on the tables of this
+    run, so that no other run's are ever dropped. ``synchronous`` is SQLite's only.
+    """
 
     path: str
-    url: str | None
-    synchronous: str
+    url: str | None = field(repr=False)  # may hold a password
+    synchronous: str | None
+    dialect: str = "sqlite"
+    dsn: Dsn | None = None
+    mark: str = ""
