@@ -424,9 +424,5 @@ def _last_is_true(tokens: list[Token], position: int) -> bool:
     for place in range(position + 1, len(tokens)):
         depth += (tokens[place].kind == "left") - (tokens[place].kind == "right")
         if depth == 0:
-            return tokens[place - 1].keyword == "TRUE" and tokens[place - 2].text in {
-                ",",
-                ">",
-                "=",
-            }  # of => and := the last
+            return tokens[place - 1].keyword == "TRUE" and tokens[place - 2].text == ","
     return False

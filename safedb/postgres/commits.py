@@ -27,7 +27,10 @@ from safedb.postgres.opener import IDENTITY
 from safedb.postgres.session import Session
 from safedb.postgres.verdicts import classify
 
-STATUS = f"SELECT pg_xact_status($1::text::xid8), {IDENTITY}, pg_is_in_recovery()"
+# Asked only where it can be believed: of a number that a crash has taken back it is an error, and no answer.
+STATUS = (
+    f"SELECT CASE WHEN {IDENTITY} = $2 THEN pg_xact_status($1::text::xid8) END, {IDENTITY}, pg_is_in_recovery()"
+)
 POLL = 0.02  # seconds between two looks at a transaction that is still in progress
 LEAST = 2.0  # seconds that a look-up has at least: an answer is worth more than a deadline kept
 RECIPE = (
@@ -75,7 +78,7 @@ def look_up(session: Session, link: Link, links: Links, *, name: str) -> None:
     why = "the server could not be asked until the deadline"
     while monotonic() < deadline:
         try:
-            status, present, standby = _ask(links, number, deadline)
+            status, present, standby = _ask(links, number, identity, deadline)
         except errors.Error as error:
             why = f"the server could not be asked ({error})"
             time.sleep(POLL)
@@ -97,10 +100,10 @@ def look_up(session: Session, link: Link, links: Links, *, name: str) -> None:
     raise unknown(name, why)
 
 
-def _ask(links: Links, number: str, deadline: float) -> tuple[str | None, str | None, bool]:
+def _ask(links: Links, number: str, identity: str, deadline: float) -> tuple[str | None, str | None, bool]:
     link = links.lend(deadline)
     try:
-        row = link.execute(STATUS, (number,)).fetchone()
+        row = link.execute(STATUS, (number, identity)).fetchone()
     except psycopg.Error as error:
         broken = link.closed
         failure = classify(error, doing="looking up a COMMIT", broken=broken)

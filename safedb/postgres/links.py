@@ -147,12 +147,12 @@ class Links:
         return not self._closed
 
     def _wait_for_room(self, deadline: float) -> None:
-        if monotonic() >= deadline:
+        time.sleep(CROWDED)
+        if monotonic() + CROWDED >= deadline:  # before the pool itself says that time is over, which tells less
             raise errors.QueueFull(
                 f"{self._config.max_waiting} calls waited for a connection to {self._name} until the deadline; call "
                 "from fewer threads, or raise the timeout or max_waiting"
             )
-        time.sleep(CROWDED)
 
     def _too_late(self) -> errors.Error:
         failure = self._opener.failure

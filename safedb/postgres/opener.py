@@ -98,8 +98,10 @@ class Link(psycopg.Connection[tuple[Any, ...]]):
                 except psycopg.Error as error:  # else the pipeline's own end would complain about it in the log
                     first = error
         except psycopg.Error as error:
-            first = first or error
+            first = first or _first_of(error)
         if first is not None:
+            if self.pgconn.pipeline_status != psycopg.pq.PipelineStatus.OFF:
+                self.close()  # answers are still to come, and nobody would know whose they are
             raise first
 
     def is_alive(self) -> bool:
@@ -198,6 +200,14 @@ class Opener:
             if not self.read_only and _one(link, _DURABLE) == ("off",):
                 raise errors.ConfigError(f"{self.name}: synchronous_commit stays off, so commits would not be durable")
         link.until = math.inf
+
+
+def _first_of(error: psycopg.Error) -> psycopg.Error:
+    """Find the server's own error, where the end of a pipeline has met another one because of it."""
+    known: psycopg.Error = error
+    while known.sqlstate is None and isinstance(known.__context__, psycopg.Error):
+        known = known.__context__
+    return known if known.sqlstate is not None else error
 
 
 def _one(link: Link, sql: str) -> tuple[Any, ...]:

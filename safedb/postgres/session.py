@@ -57,16 +57,17 @@ class Session:
                 f"{shorten(statement.source)}: the deadline of this transaction on {self._name} had passed before it "
                 "began, so it was not run. Do slow work before or after the transaction, or raise the timeout"
             )
-        return self._run(statement.sql, values, many=many, writes=statement.route is not Route.READ)
+        writes = statement.route is not Route.READ
+        return self._run(statement.sql, values, doing=statement.source, many=many, writes=writes)
 
     def savepoint(self, name: str) -> None:
         """Set a savepoint; the caller nests them properly and chooses unique names."""
         self._run(f"SAVEPOINT {name}", ())
 
     def rollback_to(self, name: str) -> None:
-        """Undo what came since the savepoint, and remove it."""
-        self._run(f"ROLLBACK TO {name}", ())
-        self._run(f"RELEASE {name}", ())
+        """Undo what came since the savepoint, and remove it; past the deadline too, for another exception is on its way."""
+        for sql in (f"ROLLBACK TO {name}", f"RELEASE {name}"):
+            self._take_back(sql)
 
     def release(self, name: str) -> None:
         """Remove the savepoint and keep what came since."""
@@ -97,16 +98,30 @@ class Session:
             return self.failed(error, "waiting for other serial transactions")
         return None
 
-    def _run(self, sql: str, values: Sequence[Any], *, many: bool = False, writes: bool = False) -> Fetched:
+    def _run(
+        self, sql: str, values: Sequence[Any], *, doing: str = "", many: bool = False, writes: bool = False
+    ) -> Fetched:
         while True:
             link, first = self._own_link(), not self.begun
             try:
                 return self._send(link, sql, values, many=many, writes=writes)
             except DRIVER_ERRORS as error:
-                failure = self.failed(error, shorten(sql))
+                failure = self.failed(error, shorten(doing or sql))
             # Nothing of the transaction has been seen by anybody yet, so it may as well begin on another link.
             if not first or self._serial or not isinstance(failure, errors.ConnectionLost) or not self._change_link():
                 raise failure
+
+    def _take_back(self, sql: str) -> None:
+        """Run what must work after an error, when the server takes no new limits, and after the deadline."""
+        link = self._own_link()
+        link.until = max(self.deadline + limits.GRACE, monotonic() + CLEANING)
+        try:
+            link.execute(sql)
+        except DRIVER_ERRORS as error:
+            failure = self.failed(error, sql)
+        else:
+            return
+        raise failure
 
     def _send(self, link: Link, sql: str, values: Sequence[Any], *, many: bool, writes: bool) -> Fetched:
         self.last = sql

@@ -33,6 +33,7 @@ class SnapshotSession:
         self._pid = os.getpid()
         self._failed = False
         self._cursors = 0
+        self._open_cursors: list[Any] = []
         self.holder = threading.current_thread().name
         link = links.lend(deadline)
         try:
@@ -89,6 +90,7 @@ class SnapshotSession:
             return
         self._cursors += 1
         cursor = psycopg.RawServerCursor(self._ready(statement), f"safedb_{self._cursors}")
+        self._open_cursors.append(cursor)
         try:
             rows = self._fetch(cursor, statement, values, batch, timeout)
             while rows:
@@ -124,6 +126,8 @@ class SnapshotSession:
                 link.close()
         except psycopg.Error:
             link.close()
+        for cursor in self._open_cursors:  # of iterators that were left half read: gone on the server, and closed here
+            cursor.close()
         self._links.give_back(link)
 
     # -- inside -----------------------------------------------------------------------------------------------------
@@ -175,10 +179,12 @@ class SnapshotSession:
 
     def _close_cursor(self, cursor: Any) -> None:
         link = self._link
-        if link is None or link.closed or self._failed or self._pid != os.getpid():
-            return
+        if link is None or self._pid != os.getpid():
+            return  # `close` has done it; and in a forked child the link is the parent's
         try:
             link.until = monotonic() + CLEANING
             cursor.close()
         except psycopg.Error:
             self._failed = True
+        else:
+            self._open_cursors.remove(cursor)

@@ -88,7 +88,7 @@ def classify(error: BaseException, *, doing: str, broken: bool) -> errors.Error:
     if isinstance(error, errors.Error):
         return error
     state = state_of(error)
-    if broken or state in SHUTDOWN or state.startswith("08"):
+    if state in SHUTDOWN or state.startswith("08") or (broken and not state):
         return lost(doing, state)
     cls = CODES.get(state) or CLASSES.get(state[:2]) or _by_driver(error)
     told = _told(error) if isinstance(error, psycopg.Error) else str(error)

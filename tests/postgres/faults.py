@@ -92,10 +92,10 @@ def latched(server: Server, number: int) -> Iterator[Latch]:
 def slow_commit(number: int, table: str = "t") -> str:
     """Write DDL by which every COMMIT that inserted into a table waits for an advisory lock (shared, and at once free).
 
-    A deferred constraint trigger runs inside COMMIT, before anything is committed.
+    A deferred constraint trigger runs inside COMMIT, before anything is committed, and no statement_timeout ends it.
     """
     return (
-        f"CREATE FUNCTION wait_at_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        f"CREATE FUNCTION wait_at_commit() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS $$ BEGIN"
         f" PERFORM pg_advisory_xact_lock_shared({number}); RETURN NULL; END $$;"
         f"CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON {table} DEFERRABLE INITIALLY DEFERRED"
         f" FOR EACH ROW EXECUTE FUNCTION wait_at_commit()"

@@ -396,6 +396,7 @@ def scan(connection: psycopg.Connection[Any], text: str) -> str:
 @example("1$$'$$")
 @example("a$$'$$")
 @example("1E'\\'")
+@example("\ufeffE'\\'")
 @example("/*/**/")
 @example("$a$ $b$a$")
 @example("$é$ ' $é$")
@@ -649,6 +650,7 @@ def test_the_server_agrees_with_the_route(text: str) -> None:
 
 # Each leaves something behind on its connection: what, is told by the query.
 TEMPORARIES = "SELECT count(*) FROM pg_class WHERE relnamespace = pg_my_temp_schema()"
+ADVISORY_LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
 OUTLIVING = {
     "SET x.y = 'z'": "SELECT current_setting('x.y', true)",
     "SET local.x = 'z'": "SELECT current_setting('local.x', true)",
@@ -659,7 +661,7 @@ OUTLIVING = {
     "LISTEN x": "SELECT count(*) FROM pg_listening_channels()",
     "PREPARE x AS SELECT 1": "SELECT count(*) FROM pg_prepared_statements WHERE name = 'x'",
     "DECLARE x CURSOR WITH HOLD FOR SELECT 1": "SELECT count(*) FROM pg_cursors WHERE name = 'x'",
-    "SELECT pg_advisory_lock(1)": "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
+    "SELECT pg_advisory_lock(1)": ADVISORY_LOCKS,
     "CREATE TEMP TABLE x (a int)": TEMPORARIES,
     "CREATE OR REPLACE TEMP VIEW x AS SELECT 1 AS a": TEMPORARIES,
     "SELECT 1 AS a INTO TEMP x": TEMPORARIES,
@@ -669,8 +671,8 @@ OUTLIVING = {
 }
 ENDING = {
     "SET LOCAL x.y = 'z'": "SELECT nullif(current_setting('x.y', true), '')",
-    "SELECT set_config('x.y', 'z', is_local => true)": "SELECT nullif(current_setting('x.y', true), '')",
-    "SELECT pg_advisory_xact_lock(1)": OUTLIVING["SELECT pg_advisory_lock(1)"],
+    "SELECT set_config('x.y', 'z', true)": "SELECT nullif(current_setting('x.y', true), '')",
+    "SELECT pg_advisory_xact_lock(1)": ADVISORY_LOCKS,
     "CREATE TEMP TABLE x (a int) ON COMMIT DROP": TEMPORARIES,
     "SELECT 1 AS a INTO temp FROM (SELECT) AS s": TEMPORARIES,
 }

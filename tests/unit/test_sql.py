@@ -214,6 +214,14 @@ def test_a_long_text_that_never_ends_is_refused_in_linear_time(opening: str) -> 
         parse("SELECT " + opening + "a''b``*" * 200_000 + "'`x\"" * (opening[-1] in "*["))
 
 
+@pytest.mark.parametrize(
+    "text", ["E'a'\n'b'" + "\n'b'" * 100_000 + "\n'", "E'a'\n" * 100_000 + "'", "$a$ $b$ $a " * 100_000]
+)
+def test_a_long_text_of_postgresql_that_never_ends_is_refused_in_linear_time(text: str) -> None:
+    with pytest.raises(ProgrammingError, match="never ends"):
+        parse("SELECT " + text, "postgresql")
+
+
 # --- Parameters ------------------------------------------------------------------------------------------------------
 
 
@@ -500,7 +508,7 @@ OUTLIVING = {
     "UPDATE pg_settings SET setting = '1' WHERE name = 'x.y'": "SET LOCAL",
     "SELECT set_config('x.y', '1', false)": "plain true",
     "SELECT set_config('x.y', '1', ?)": "plain true",
-    "SELECT set_config('x.y', '1', is_local => NOT true)": "plain true",
+    "SELECT set_config('x.y', '1', NOT true)": "plain true",
     "LISTEN x": "notifications",
     "UNLISTEN *": "notifications",
     "PREPARE x AS SELECT 1": "pass parameters",
@@ -560,7 +568,6 @@ def test_what_would_outlive_the_transaction_carries_its_remedy(text: str) -> Non
         "SELECT pg_advisory_xact_lock(1)",
         "SELECT pg_try_advisory_xact_lock_shared(1)",
         "SELECT set_config('x.y', coalesce('1', (SELECT '2')), true)",
-        "SELECT set_config(setting_name => 'x.y', new_value => '1', is_local => TRUE)",
         "SELECT last_insert_rowid(), changes()",
         "SELECT * FROM temp.x, pg_temp",
         "INSERT INTO temp (a) VALUES (1)",

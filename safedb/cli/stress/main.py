@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import sqlite3
 from collections.abc import Iterator
 from typing import TextIO
 
@@ -18,7 +18,7 @@ from safedb.cli.stress.progress import Follower, follower, now
 from safedb.cli.stress.report import Report
 from safedb.cli.stress.source import SourceError
 from safedb.cli.stress.summary import Summary, summarise
-from safedb.cli.stress.target import BY_HAND, SAFEDB, Fresh, Given, TargetError
+from safedb.cli.stress.target import BY_HAND, SAFEDB, TargetError, Where
 from safedb.cli.stress.workload import Place
 from safedb.errors import Error
 
@@ -37,8 +37,9 @@ class Run:
 
     def main(self) -> int:
         """Run, and return the exit code; what was made is removed, whatever happens."""
-        # safedb's own warnings would tear the live line; what they tell is in the report.
-        logging.getLogger("safedb").addHandler(logging.NullHandler())
+        # Warnings of safedb and of the driver's pool would tear the live line; what they tell is in the report.
+        for name in ("safedb", "psycopg"):
+            logging.getLogger(name).addHandler(logging.NullHandler())
         with Interrupts() as interrupts:
             where = self._where()
             try:
@@ -50,27 +51,30 @@ class Run:
                 interrupts.settle()
                 self._clean(where)
 
-    def _where(self) -> Fresh | Given:
+    def _where(self) -> Where:
         """Choose the database; whatever is wrong with the target or the source is said before anything is made."""
         try:
             source.load(self._options.source, self._options.seed, most=1)
-            return target.choose(self._options.url)
+            where = target.choose(self._options.url)
+            self._options = dataclasses.replace(self._options, synchronous=where.synchronous(self._options.synchronous))
         except (TargetError, SourceError, Error) as error:
             raise UsageError(str(error)) from error
+        return where
 
-    def _run(self, where: Fresh | Given, interrupts: Interrupts) -> int:
+    def _run(self, where: Where, interrupts: Interrupts) -> int:
         try:
-            found = machine.examine(where.folder)
+            found = machine.examine(where.storage())
             date = now()
             sides = list(self._sides(where, interrupts))
             excuse = self._excuse(sides, where)
-        except (Error, sqlite3.Error, OSError) as error:
-            raise UsageError(f"cannot run in {str(where.folder)!r}: {error}") from error
+        except (Error, OSError, *where.errors) as error:
+            raise UsageError(f"cannot run in {str(where)!r}: {error}") from error
         problems = [problem for side in sides if side.side == SAFEDB for problem in side.problems(bool(excuse))]
-        self._publish(Report(self._options, found, date, sides, problems, excuse, bool(interrupts.noticed)))
+        words = target.engine(where.dialect).words
+        self._publish(Report(self._options, words, found, date, sides, problems, excuse, bool(interrupts.noticed)))
         return interrupts.exit_code if interrupts.noticed else int(bool(problems))
 
-    def _sides(self, where: Fresh | Given, interrupts: Interrupts) -> Iterator[Summary]:
+    def _sides(self, where: Where, interrupts: Interrupts) -> Iterator[Summary]:
         for side in [BY_HAND, SAFEDB] if self._options.by_hand else [SAFEDB]:
             if interrupts.noticed:
                 return
@@ -81,23 +85,22 @@ class Run:
             if not (self._options.keep and side == SAFEDB):
                 where.clear()
 
-    def _side(self, side: str, where: Fresh | Given, interrupts: Interrupts, shown: Follower) -> Summary:
+    def _side(self, side: str, where: Where, interrupts: Interrupts, shown: Follower) -> Summary:
         place = where.place(side, self._options.synchronous)
         shown.say("starting")
         where.prepare(side, place)
-        orders = [self._orders(side, where.dialect, place, process) for process in range(self._options.processes)]
+        orders = [self._orders(side, place, process) for process in range(self._options.processes)]
         result = Phase(orders, self._options.lock_holder, interrupts, shown.follow).run()
-        shown.say("checking every acknowledged write against the file")
+        shown.say(f"checking every acknowledged write against the {target.engine(where.dialect).words.store}")
         writers = [tally for process in result.processes for tally in process.writers]
         known = {tally.worker for tally in writers}
         absent = set(range(self._options.processes * self._options.threads)) - known
-        return summarise(result, verify.verify(place.path, writers, absent))
+        return summarise(result, verify.verify(place, writers, absent))
 
-    def _orders(self, side: str, dialect: str, place: Place, process: int) -> Orders:
+    def _orders(self, side: str, place: Place, process: int) -> Orders:
         options = self._options
         return Orders(
             side=side,
-            dialect=dialect,
             place=place,
             process=process,
             threads=options.threads,
@@ -109,7 +112,7 @@ class Run:
             source=options.source,
         )
 
-    def _excuse(self, sides: list[Summary], where: Fresh | Given) -> str | None:
+    def _excuse(self, sides: list[Summary], where: Where) -> str | None:
         """Say why writes that safedb gave up are no broken promise: the lock was held for longer than its deadline."""
         given_up = sum(side.locked for side in sides if side.side == SAFEDB)
         deadline = target.engine(where.dialect).deadline(where.place(SAFEDB, self._options.synchronous))
@@ -136,13 +139,13 @@ class Run:
             if file is not None and file != "-":
                 self._say(f"The {name} is in {file}")
 
-    def _clean(self, where: Fresh | Given) -> None:
+    def _clean(self, where: Where) -> None:
         if self._options.keep:
-            self._say(f"The database is kept: {where}")
+            self._say(where.kept)
             return
         try:
             where.remove()
-        except (sqlite3.Error, OSError) as error:
+        except (OSError, *where.errors) as error:
             self._say(f"Could not remove everything: {where}: {error}")
 
     def _say(self, text: str) -> None:

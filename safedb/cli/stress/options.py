@@ -7,7 +7,7 @@ import importlib.util
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PICTURES = (".svg", ".png")
@@ -17,7 +17,8 @@ Find out what happens on your own disk under load: many threads write rows made
 from real files and move money between accounts while others read; first the
 way people write it by hand (sqlite3, a connection for each thread, timeout
 5 s), then with safedb. Afterwards every acknowledged write is checked against
-the file."""
+the file. With a postgresql:// URL the same is done there; by hand it is then
+one psycopg_pool.ConnectionPool(URL) for each process, at its defaults."""
 
 EPILOG = """\
 exit codes:
@@ -37,12 +38,12 @@ class UsageError(Exception):
 class Options:
     """Be what was asked for. Times are seconds."""
 
-    url: str | None
+    url: str | None = field(repr=False)  # may hold a password
     threads: int
     processes: int
     readers: int
     seconds: float
-    synchronous: str
+    synchronous: str | None
     seed: int
     source: Path | None
     lock_holder: float
@@ -59,7 +60,10 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    url = "database to use, as sqlite:///FILE; tables of its own are made there and dropped again"
+    url = (
+        "database to use, as sqlite:///FILE or postgresql://USER@HOST/NAME; tables of its own are made there and"
+        " dropped again"
+    )
     add("url", nargs="?", metavar="URL", help=f"{url} (default: a fresh one in the current folder, removed at the end)")
     load = parser.add_argument_group("the load")
     add = load.add_argument
@@ -69,17 +73,20 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=_seconds(86_400), default=10.0, metavar="S", help="how long each side runs (default: 10)")
     levels = ("FULL", "NORMAL")
     survives = (
-        "what a write survives, on both sides: a power cut with FULL, a killed process with NORMAL (default: FULL)"
+        "what a write survives, on both sides: a power cut with FULL, a killed process with NORMAL (default: FULL);"
+        " SQLite only"
     )
-    add("--synchronous", type=str.upper, choices=levels, default="FULL", help=survives)
+    add("--synchronous", type=str.upper, choices=levels, help=survives)
     add("--source", type=Path, metavar="DIR", help="make rows from DIR's text files (default: Python's own library)")
     add("--seed", type=int, metavar="N", help="repeat a run: the same rows and transfers (default: a new one)")
     add("--no-by-hand", action="store_true", help="run only the safedb side")
     trouble = parser.add_argument_group("the unpleasant cases")
     add = trouble.add_argument
-    hold = "another program, which does not know safedb, keeps the write lock for S seconds in the middle of the run"
+    hold = "another program, which does not know safedb, keeps all others from writing for S seconds in the middle"
     add("--lock-holder", type=_seconds(3_600), default=0.0, metavar="S", help=hold)
-    slow = "a reader keeps one state open for S seconds, so that the WAL cannot shrink"
+    slow = (
+        "a reader keeps one state open for S seconds, so that SQLite's WAL cannot shrink, nor PostgreSQL's VACUUM work"
+    )
     add("--slow-reader", type=_seconds(3_600), default=0.0, metavar="S", help=slow)
     burn = "threads in each process that only compute, and hold Python's lock while they do"
     add("--cpu-threads", type=_whole(0, 64), default=0, metavar="N", help=burn)

@@ -16,6 +16,8 @@ from safedb.cli.stress.options import Options
 from safedb.cli.stress.progress import duration
 from safedb.cli.stress.summary import Fairness, Summary
 from safedb.cli.stress.target import BY_HAND, SAFEDB
+from safedb.cli.stress.words import Words
+from safedb.targets import masked
 
 FORMAT = 1  # of the JSON; rises when a name changes its meaning
 
@@ -25,6 +27,7 @@ class Report:
     """Be the result of a run: what was asked, where it ran, what each side did, and the verdict over safedb."""
 
     options: Options
+    words: Words
     machine: Machine
     date: str
     sides: list[Summary]
@@ -35,6 +38,7 @@ class Report:
     def as_dict(self) -> dict[str, object]:
         """Return all of it by name, for JSON; times in seconds, sizes in bytes."""
         options = asdict(self.options)
+        options["url"] = None if self.options.url is None else masked(self.options.url)
         options["source"] = None if self.options.source is None else str(self.options.source)
         options["plot"] = None if self.options.plot is None else str(self.options.plot)
         return {
@@ -43,7 +47,7 @@ class Report:
             "options": options,
             "machine": self.machine.as_dict(),
             "interrupted": self.interrupted,
-            "sides": {side.side.replace(" ", "_"): side.as_dict() for side in self.sides},
+            "sides": {side.side.replace(" ", "_"): side.as_dict(self.words) for side in self.sides},
             "problems": self.problems,
             "excused": self.excused,
         }
@@ -77,8 +81,10 @@ def table(report: Report) -> Table:
     for side in report.sides:
         made.add_column(side.side, justify="right", no_wrap=True)
     for section in _SECTIONS:
-        for label, read, bad in section:
-            made.add_row(label, *(_cell(read(side), bad=bad) for side in report.sides))
+        for label, read, bad, *only in section:
+            if report.words.dialect in (only or [report.words.dialect]):
+                shown = label.format(locked=report.words.locked)
+                made.add_row(shown, *(_cell(read(side), bad=bad) for side in report.sides))
         made.add_section()
     return made
 
@@ -87,21 +93,20 @@ def remarks(report: Report) -> Iterator[str]:
     """Give what a reader needs to judge the numbers."""
     options = report.options
     yield f"Measured on {report.machine}, {report.date}; --seed {options.seed} repeats the same work."
-    if report.machine.temporary:
-        yield f"Note: {report.machine.temporary}"
+    yield from (f"Note: {note}" for note in report.machine.storage.notes)
     for side in report.sides:
         if side.held is not None:
-            held = f"held the write lock for {duration(side.held.held)}, after {duration(side.held.waited)} of trying"
+            held = f"{report.words.held} for {duration(side.held.held)}, after {duration(side.held.waited)} of trying"
             yield f"{side.side}: another program {held}."
+        again = [f"{count:,} times for {cause}" for cause, count in side.retries.items()]
+        if again:
+            yield f"{side.side}: ran transactions again, unseen by who called: {', '.join(again)}."
         for text, count in side.texts:
             yield f"{side.side}: {count:,} times {text}"
         for example in side.findings.examples[: 1 if side.side == BY_HAND else None]:
             yield f"{side.side}: {example}"
     if _survivors(report.sides):
-        yield (
-            "How to read it: by hand the usual wait is short because whoever has the lock keeps it while the others"
-            " sleep; see the worst wait, and the slowest thread."
-        )
+        yield f"How to read it: {report.words.shorter}"
 
 
 def verdict(report: Report) -> Iterator[str]:
@@ -116,10 +121,7 @@ def verdict(report: Report) -> Iterator[str]:
         yield "safedb broke its promises:"
         yield from (f"  - {problem}" for problem in report.problems)
     elif safedb:
-        yield (
-            f"safedb: each of {safedb[0].findings.checked:,} acknowledged writes is in the file exactly once,"
-            " every account is right, and the file is sound."
-        )
+        yield f"safedb: each of {safedb[0].findings.checked:,} acknowledged writes is {report.words.kept}"
 
 
 def title(options: Options) -> str:
@@ -131,9 +133,10 @@ def title(options: Options) -> str:
         _number(options.cpu_threads, "computing thread") if options.cpu_threads else "",
     ]
     beside = "".join(f", {case}" for case in trouble if case)
+    level = "" if options.synchronous is None else f", synchronous={options.synchronous}"
     return (
         f"{processes}{_number(options.threads, 'writer')}, {_number(options.readers, 'reader')},"
-        f" {options.seconds:g} s a side, synchronous={options.synchronous}{beside}"
+        f" {options.seconds:g} s a side{level}{beside}"
     )
 
 
@@ -182,7 +185,12 @@ def _integrity(side: Summary) -> str:
     return f"{len(side.findings.integrity):,} findings" if side.findings.integrity else "ok"
 
 
-_Line = tuple[str, Callable[[Summary], str], bool]  # label, the side's cell, whether anything but nought is bad
+def _megabytes(name: str) -> Callable[[Summary], str]:
+    return lambda side: f"{side.wal[name] / 1e6:,.1f}" if name in side.wal else "-"
+
+
+# Label, the side's cell, whether anything but nought is bad, and the only dialect that has such a thing.
+_Line = tuple[str, Callable[[Summary], str], bool] | tuple[str, Callable[[Summary], str], bool, str]
 _SECTIONS: tuple[tuple[_Line, ...], ...] = (
     (
         ("acknowledged writes/s", _rate(lambda side: side.writes), False),
@@ -201,10 +209,13 @@ _SECTIONS: tuple[tuple[_Line, ...], ...] = (
     (
         ("threads: Jain's index / slowest to fastest", _even(lambda side: side.threads), False),
         ("processes: the same", _even(lambda side: side.processes), False),
-        ("largest WAL file, MB", lambda side: f"{side.largest_wal / 1e6:,.1f}", False),
+        ("largest WAL file, MB", _megabytes("largest_wal"), False, "sqlite"),
+        ("WAL that the server wrote meanwhile, MB", _megabytes("wal_written"), False, "postgresql"),
+        ("connections to the server", _count(lambda side: side.connections), False, "postgresql"),
     ),
     (
-        ('"database is locked" errors', _count(lambda side: side.locked), True),
+        ("{locked}", _count(lambda side: side.locked), True),
+        ("deadlocks and other conflicts", _count(lambda side: side.conflicts), True, "postgresql"),
         ("other errors", _count(lambda side: side.other + side.unknown + side.read_errors), True),
     ),
     (
@@ -217,7 +228,7 @@ _SECTIONS: tuple[tuple[_Line, ...], ...] = (
         ("  accounts with a wrong balance", _count(lambda side: side.findings.wrong_accounts), True),
         ("  money made (+) or lost (-) in all", _money, True),
         ("readings of all accounts that did not add up", _count(lambda side: side.wrong_totals), True),
-        ("integrity_check", _integrity, True),
+        ("integrity_check", _integrity, True, "sqlite"),
         ("processes or threads that failed", _count(lambda side: len(side.broken)), True),
     ),
 )

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psycopg
+import psycopg_pool
 from psycopg import sql
 
 from safedb.cli.stress import workload
 from safedb.cli.stress.machine import Server
-from safedb.cli.stress.target import Engine, TargetError
-from safedb.cli.stress.target import engine as engine_of
+from safedb.cli.stress.target import SAFEDB, TargetError, engine
 from safedb.cli.stress.workload import ACCOUNTS, JOURNAL, PREFIX, ROWS, TABLES, Place
 from safedb.targets import Dsn
 
@@ -29,12 +29,11 @@ _EXISTING = (
     " AND relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY relname"
 )
 _MARK = "SELECT obj_description(to_regclass(%s), 'pg_class')"
-_SETTINGS = ("fsync", "synchronous_commit", "full_page_writes")
 
 
-def connect(dsn: Dsn, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
+def connect(dsn: Dsn) -> psycopg.Connection[tuple[Any, ...]]:
     """Open a connection in autocommit; it is closed by ``with``."""
-    return psycopg.connect(dsn.reveal(), autocommit=True, **options)
+    return psycopg.connect(dsn.reveal(), autocommit=True)
 
 
 def preparation(place: Place) -> list[str]:
@@ -57,8 +56,6 @@ def dsn_of(place: Place) -> Dsn:
 
 class Evidence:
     """Answer questions about what the tables hold, all of them about one state."""
-
-    errors: tuple[type[Exception], ...] = (psycopg.Error,)
 
     def __init__(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         self._connection = connection
@@ -86,7 +83,7 @@ def evidence(place: Place) -> Iterator[Evidence]:
 
 
 class Lock:
-    """Be a lock of our tables that lets others read and not write, as an ALTER TABLE or a dump's restore may take it."""
+    """Be a lock on our tables under which others can read and not write."""
 
     pause = 0.0005  # seconds between two tries
 
@@ -156,12 +153,12 @@ class GivenServer:
 
     def place(self, side: str, synchronous: str | None) -> Place:
         """Give both sides the same database."""
-        url = self._url if side == "safedb" else None
+        url = self._url if side == SAFEDB else None
         return Place(str(self._dsn), url, synchronous, self.dialect, self._dsn, self._mark)
 
     def prepare(self, side: str, place: Place) -> None:
         """Create the side's tables: all of them, or none."""
-        engine_of(self.dialect).prepare[side](place)
+        engine(self.dialect).prepare[side](place)
 
     def synchronous(self, given: str | None) -> None:
         """Refuse what only SQLite has."""
@@ -173,7 +170,6 @@ class GivenServer:
     def storage(self) -> Server:
         """Describe the server."""
         with connect(self._dsn) as connection:
-            settings = {name: str(_one(connection, "SELECT current_setting(%s)", name)) for name in _SETTINGS}
             times = []
             for _ in range(_TRIPS):
                 begun = time.perf_counter()
@@ -182,8 +178,10 @@ class GivenServer:
             return Server(
                 postgresql=str(_one(connection, "SELECT current_setting('server_version')")).partition(" ")[0],
                 psycopg=psycopg.__version__,
+                psycopg_pool=psycopg_pool.__version__,
                 round_trip=sorted(times)[_TRIPS // 2],
-                settings=settings,
+                fsync=str(_one(connection, "SELECT current_setting('fsync')")),
+                synchronous_commit=str(_one(connection, "SELECT current_setting('synchronous_commit')")),
             )
 
     def clear(self) -> None:
@@ -234,18 +232,3 @@ class GivenServer:
 def _one(connection: psycopg.Connection[tuple[Any, ...]], query: str, *values: str) -> object:
     row = connection.execute(query.encode(), values).fetchone()
     return None if row is None else row[0]
-
-
-def engine() -> Engine:
-    """Return what a run needs of PostgreSQL."""
-    from safedb.cli.stress import by_hand_postgres, with_safedb
-    from safedb.cli.stress.target import BY_HAND, SAFEDB
-
-    return Engine(
-        prepare={BY_HAND: by_hand_postgres.prepare, SAFEDB: with_safedb.prepare},
-        open={BY_HAND: by_hand_postgres.ByHand, SAFEDB: with_safedb.WithSafedb},
-        deadline=with_safedb.deadline,
-        evidence=evidence,
-        lock=lock,
-        watch=WalWritten,
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,8 +13,6 @@ from safedb.cli.stress.workload import Place
 
 class Evidence:
     """Answer questions about what the file holds, all of them about one state."""
-
-    errors: tuple[type[Exception], ...] = (sqlite3.DatabaseError,)
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -80,7 +77,7 @@ class WalSize:
     def look(self) -> None:
         """Look at it now."""
         with contextlib.suppress(OSError):
-            self._largest = max(self._largest, os.stat(self._wal).st_size)
+            self._largest = max(self._largest, self._wal.stat().st_size)
 
     def result(self) -> dict[str, int]:
         """Return the largest size seen, in bytes."""

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from safedb.cli.stress.lock_holder import Held
 from safedb.cli.stress.measure import Histogram, jain, slowest_to_fastest
 from safedb.cli.stress.phase import PhaseResult
-from safedb.cli.stress.tally import Errors, ProcessResult, ReaderTally, WriterTally
+from safedb.cli.stress.tally import RETRIES, Errors, ProcessResult, ReaderTally, WriterTally
 from safedb.cli.stress.verify import Findings
+from safedb.cli.stress.words import Words
 from safedb.cli.stress.workload import Outcome
 
 _MOST_TEXTS = 10
@@ -54,6 +55,19 @@ class Summary:
     texts: list[tuple[str, int]] = field(default_factory=list)
     described: list[dict[str, float | int | str]] = field(default_factory=list)
 
+    @property
+    def connections(self) -> int:
+        """Count the connections that all processes had open; 0 where nobody tells."""
+        return sum(int(known.get("connections", 0)) for known in self.described)
+
+    @property
+    def retries(self) -> dict[str, int]:
+        """Count what was run again in all processes, by cause."""
+        every: Counter[str] = Counter()
+        for known in self.described:
+            every.update({name: int(count) for name, count in known.items() if name.startswith(RETRIES)})
+        return {name.removeprefix(RETRIES): count for name, count in every.items()}
+
     def problems(self, excused: bool) -> list[str]:
         """Say everything that this side must not do; ``excused``: waiting in vain for a lock has a reason outside."""
         said = self.findings.violations() + self.broken
@@ -71,8 +85,11 @@ class Summary:
             said.append(f"{self.read_errors:,} reads failed")
         return said
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self, words: Words) -> dict[str, object]:
         """Return all numbers by name, for JSON."""
+        errors: dict[str, object] = {words.locked_key: self.locked}
+        if words.dialect == "postgresql":
+            errors["conflict"] = self.conflicts
         return {
             "seconds": self.seconds,
             "acknowledged_writes": self.acknowledged,
@@ -84,8 +101,7 @@ class Summary:
             "read_latency": _latency(self.read_latency),
             "longest_wait_for_an_error": self.longest_error,
             "errors": {
-                "database_is_locked": self.locked,
-                "conflict": self.conflicts,
+                **errors,
                 "commit_unknown": self.unknown,
                 "other": self.other,
                 "reads": self.read_errors,

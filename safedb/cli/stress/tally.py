@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from safedb.cli.stress.measure import Histogram
 from safedb.cli.stress.workload import HOW_MANY_ACCOUNTS, Outcome, Transfer
 
+RETRIES = "retries_"  # begins the names under which a side tells what it ran again
+
 
 @dataclass(slots=True)
 class Ledger:

@@ -6,52 +6,136 @@ import contextlib
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from safedb.cli.stress import by_hand
+from safedb.cli.stress import by_hand, machine, sqlite_file, words, workload
+from safedb.cli.stress.words import Words
 from safedb.cli.stress.workload import PREFIX, TABLES, Place, Side
 from safedb.sqlite import location
 from safedb.targets import parse_target
 
+if TYPE_CHECKING:
+    from safedb.cli.stress.server import GivenServer  # needs the driver
+
 BY_HAND, SAFEDB = "by hand", "safedb"
 _SUFFIXES = ("", "-wal", "-shm", "-journal", "-safedb", "-safedb.next")
+
+Where: TypeAlias = "Fresh | Given | GivenServer"
 
 
 class TargetError(Exception):
     """Refuse a target; the text says why, and what to give instead."""
 
 
+class Evidence(Protocol):
+    """Be the database after a run, seen without safedb and in one state."""
+
+    def ask(self, query: str, /) -> Iterable[tuple[Any, ...]]:
+        """Return the rows of a SELECT."""
+
+    def integrity(self) -> list[str]:
+        """Return what the database itself finds wrong."""
+
+
+class Lock(Protocol):
+    """Be a lock that keeps everybody else from writing; ``pause`` is the time between two tries, in seconds."""
+
+    pause: float
+
+    def take(self) -> bool:
+        """Try once, for a moment at most; tell whether it is held now."""
+
+    def release(self) -> None:
+        """Give it back."""
+
+
+class Watch(Protocol):
+    """Follow, from when it is made, what the database writes beside its tables."""
+
+    def look(self) -> None:
+        """Look at it now; called several times a second."""
+
+    def result(self) -> dict[str, int]:
+        """Return sizes in bytes by name; what cannot be known is left out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Be one kind of database: how each side prepares its tables, how a process opens each side, safedb's deadline."""
+    """Be one kind of database: how each side prepares its tables, how a process opens each side, safedb's deadline.
 
+    ``evidence``, ``lock`` and ``watch`` know nothing of safedb; ``errors`` is what the driver raises.
+    """
+
+    preparation: Callable[[Place], list[str]]
     prepare: dict[str, Callable[[Place], None]]
     open: dict[str, Callable[[Place], Side]]
     deadline: Callable[[Place], float]
+    evidence: Callable[[Place], AbstractContextManager[Evidence]]
+    lock: Callable[[Place], AbstractContextManager[Lock]]
+    watch: Callable[[Place], Watch]
+    errors: tuple[type[Exception], ...]
+    words: Words
 
 
 def engine(dialect: str) -> Engine:
-    """Return the engine of a dialect; TargetError if `safedb stress` cannot run there."""
-    if dialect != "sqlite":
-        raise TargetError(
-            "this version of safedb stress runs on SQLite, not on PostgreSQL: give sqlite:///FILE, or no URL at all for"
-            " a fresh database in the current folder"
-        )
+    """Return the engine of a dialect. Raises ConfigError that says what to install, where its driver is missing."""
     from safedb.cli.stress import with_safedb
 
+    if dialect == "sqlite":
+        return Engine(
+            preparation=lambda _place: list(workload.PREPARATION),
+            prepare={BY_HAND: by_hand.prepare, SAFEDB: with_safedb.prepare},
+            open={BY_HAND: by_hand.ByHand, SAFEDB: with_safedb.WithSafedb},
+            deadline=with_safedb.deadline,
+            evidence=sqlite_file.evidence,
+            lock=sqlite_file.lock,
+            watch=sqlite_file.WalSize,
+            errors=(sqlite3.Error,),
+            words=words.FILE,
+        )
+    from safedb.cli.stress import by_hand_postgres, server
+    from safedb.postgres.driver import psycopg
+
     return Engine(
-        prepare={BY_HAND: by_hand.prepare, SAFEDB: with_safedb.prepare},
-        open={BY_HAND: by_hand.ByHand, SAFEDB: with_safedb.WithSafedb},
+        preparation=server.preparation,
+        prepare={BY_HAND: by_hand_postgres.prepare, SAFEDB: with_safedb.prepare},
+        open={BY_HAND: by_hand_postgres.ByHand, SAFEDB: with_safedb.WithSafedb},
         deadline=with_safedb.deadline,
+        evidence=server.evidence,
+        lock=server.lock,
+        watch=server.WalWritten,
+        errors=(psycopg.Error,),
+        words=words.SERVER,
     )
 
 
-class Fresh:
-    """Be a fresh folder below the current one, with a database of its own for each side."""
+class _OnDisk:
+    """Have what both places on a disk have."""
 
     dialect = "sqlite"
+    errors: tuple[type[Exception], ...] = (sqlite3.Error,)
+    folder: Path
+
+    def synchronous(self, given: str | None) -> str | None:
+        """Return the level that holds."""
+        return given or "FULL"
+
+    def storage(self) -> machine.Disk:
+        """Describe the disk."""
+        return machine.examine_disk(self.folder)
+
+    @property
+    def kept(self) -> str:
+        """Say what --keep leaves."""
+        return f"The database is kept: {self}"
+
+
+class Fresh(_OnDisk):
+    """Be a fresh folder below the current one, with a database of its own for each side."""
 
     def __init__(self) -> None:
         try:
@@ -62,7 +146,7 @@ class Fresh:
                 "change to a folder that you may write to"
             ) from error
 
-    def place(self, side: str, synchronous: str) -> Place:
+    def place(self, side: str, synchronous: str | None) -> Place:
         """Give the side its own file."""
         return Place(str(self.folder / f"{side.replace(' ', '-')}.db"), None, synchronous)
 
@@ -81,19 +165,18 @@ class Fresh:
         return str(self.folder)
 
 
-class Given:
-    """Be the database of a URL: both sides use it, one after the other, in tables of our own that are dropped again."""
-
-    dialect = "sqlite"
+class Given(_OnDisk):
+    """Be the file of a URL: both sides use it, one after the other, in tables of our own that are dropped again."""
 
     def __init__(self, url: str, path: str) -> None:
         found = location.examine(path, read_only=False)  # refuses network file systems, folders, hard links …
         self.path, self._url = Path(found.realpath), url
+        self.folder = self.path.parent
         self._existed = found.device_inode is not None
         self._journal_mode = self._examine() if self._existed else ""
         self._ours = False  # until we have created them, tables of these names are another run's
 
-    def place(self, side: str, synchronous: str) -> Place:
+    def place(self, side: str, synchronous: str | None) -> Place:
         """Give both sides the same file."""
         return Place(str(self.path), self._url if side == SAFEDB else None, synchronous)
 
@@ -122,11 +205,6 @@ class Given:
         for suffix in _SUFFIXES:
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
 
-    @property
-    def folder(self) -> Path:
-        """Give the folder that the file is in."""
-        return self.path.parent
-
     def __str__(self) -> str:
         return str(self.path)
 
@@ -151,14 +229,18 @@ def _tables_of_ours(connection: sqlite3.Connection) -> list[str]:
     return [name for (name,) in names if name.startswith(PREFIX)]
 
 
-def choose(url: str | None) -> Fresh | Given:
+def choose(url: str | None) -> Where:
     """Return where to run: a fresh folder without a URL. Raises TargetError or ConfigError."""
     if url is None:
         return Fresh()
     target = parse_target(url)
     engine(target.dialect)  # refuses what we cannot run on before anything is touched
-    if target.path is None:
-        raise TargetError("a database in memory has no file to check afterwards: give sqlite:///FILE, or no URL at all")
     if target.options.get("mode") == "ro":
         raise TargetError("safedb stress writes: give a URL without mode=ro")
+    if target.dsn is not None:
+        from safedb.cli.stress.server import GivenServer
+
+        return GivenServer(url, target.dsn)
+    if target.path is None:
+        raise TargetError("a database in memory has no file to check afterwards: give sqlite:///FILE, or no URL at all")
     return Given(url, target.path)

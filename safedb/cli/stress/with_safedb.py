@@ -8,6 +8,7 @@ from pathlib import Path
 import safedb
 from safedb.cli.stress import target, workload
 from safedb.cli.stress.source import Row, seal
+from safedb.cli.stress.tally import RETRIES
 from safedb.cli.stress.workload import Outcome, Place, Transfer
 from safedb.config import load_settings
 
@@ -57,7 +58,7 @@ class WithSafedb:
         stats = self._db.stats()
         if stats.dialect == "sqlite":
             return {}
-        retries = {f"retries_{cause}": count for cause, count in sorted(stats.retries.items())}
+        retries = {f"{RETRIES}{cause}": count for cause, count in sorted(stats.retries.items())}
         return {"connections": stats.readers.size + stats.writers.size, **retries}
 
     def close(self) -> None:
