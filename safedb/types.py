@@ -284,6 +284,19 @@ def _decode_decimal(value: Any) -> Any:
     return Decimal(repr(value)) if type(value) is float else value
 
 
+def decode_real(value: Any) -> Any:
+    """Give an integer as the float that it was stored for."""
+    return float(value) if type(value) is int else value
+
+
+def is_real(declared: str | None) -> bool:
+    """Tell whether a declared type has REAL affinity (https://www.sqlite.org/datatype3.html#determination_of_column_affinity)."""
+    name = (declared or "").upper()
+    if any(part in name for part in ("INT", "CHAR", "CLOB", "TEXT", "BLOB")):
+        return False
+    return any(part in name for part in ("REAL", "FLOA", "DOUB"))
+
+
 def _from_text(parse: Callable[[str], Any]) -> Decoder:
     def decode(value: Any) -> Any:
         if type(value) is not str:

@@ -65,7 +65,7 @@ class Session:
         self._run(f"SAVEPOINT {name}", ())
 
     def rollback_to(self, name: str) -> None:
-        """Undo what came since the savepoint, and remove it; past the deadline too, for another exception is on its way."""
+        """Undo what came since the savepoint, and remove it; past the deadline too: an exception is on its way."""
         for sql in (f"ROLLBACK TO {name}", f"RELEASE {name}"):
             self._take_back(sql)
 

@@ -19,7 +19,7 @@ from safedb.errors import Error
 from safedb.lexer import SQLITE, Token, tokenize
 from safedb.sql import Statement
 from safedb.sqlite.driver import sqlite3
-from safedb.types import Decoder, decoder
+from safedb.types import Decoder, decode_real, decoder, is_real
 
 Decoders = tuple[Decoder | None, ...]
 
@@ -102,7 +102,8 @@ class Columns:
         try:
             version = self._schema_version(connection)
             if version != self._version:
-                self._typed = any(decoder(declared) for (declared,) in connection.execute(_TYPES_IN_USE))
+                in_use = [declared for (declared,) in connection.execute(_TYPES_IN_USE)]
+                self._typed = any(decoder(declared) or is_real(declared) for declared in in_use)
                 self._version = version
             found = self._types(connection, statement) if self._typed else None
         except sqlite3.Error:  # it cannot be described: PRAGMA, EXPLAIN, a table that only the writer sees yet
@@ -125,8 +126,13 @@ class Columns:
             columns = connection.execute(f"PRAGMA temp.table_xinfo({_VIEW})").fetchall()
         finally:
             connection.execute(f"DROP VIEW temp.{_VIEW}")
-        decoders = tuple(decoder(column[2]) for column in columns)
+        decoders = tuple(decoder(column[2]) or _returned(statement, column[2]) for column in columns)
         return decoders if any(decoders) else None
+
+
+def _returned(statement: Statement, declared: str) -> Decoder | None:
+    """Mend what RETURNING gives of a REAL column: 2.0 comes as the integer that SQLite stores to save room."""
+    return decode_real if statement.returning and is_real(declared) else None
 
 
 def as_select(source: str) -> str | None:

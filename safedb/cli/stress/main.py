@@ -62,12 +62,13 @@ class Run:
         return where
 
     def _run(self, where: Where, interrupts: Interrupts) -> int:
+        failures: tuple[type[Exception], ...] = (Error, OSError, *where.errors)
         try:
             found = machine.examine(where.storage())
             date = now()
             sides = list(self._sides(where, interrupts))
             excuse = self._excuse(sides, where)
-        except (Error, OSError, *where.errors) as error:
+        except failures as error:
             raise UsageError(f"cannot run in {str(where)!r}: {error}") from error
         problems = [problem for side in sides if side.side == SAFEDB for problem in side.problems(bool(excuse))]
         words = target.engine(where.dialect).words
@@ -143,9 +144,10 @@ class Run:
         if self._options.keep:
             self._say(where.kept)
             return
+        failures: tuple[type[Exception], ...] = (OSError, *where.errors)
         try:
             where.remove()
-        except (OSError, *where.errors) as error:
+        except failures as error:
             self._say(f"Could not remove everything: {where}: {error}")
 
     def _say(self, text: str) -> None:

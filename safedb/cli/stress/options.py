@@ -84,9 +84,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     add = trouble.add_argument
     hold = "another program, which does not know safedb, keeps all others from writing for S seconds in the middle"
     add("--lock-holder", type=_seconds(3_600), default=0.0, metavar="S", help=hold)
-    slow = (
-        "a reader keeps one state open for S seconds, so that SQLite's WAL cannot shrink, nor PostgreSQL's VACUUM work"
-    )
+    slow = "a reader keeps one state open for S seconds: SQLite's WAL cannot shrink, nor PostgreSQL's VACUUM clean up"
     add("--slow-reader", type=_seconds(3_600), default=0.0, metavar="S", help=slow)
     burn = "threads in each process that only compute, and hold Python's lock while they do"
     add("--cpu-threads", type=_whole(0, 64), default=0, metavar="N", help=burn)
