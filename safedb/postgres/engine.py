@@ -101,16 +101,20 @@ class PostgresEngine:
         self._counters, self._mutex = Counters(), threading.Lock()
         self._readers = self._links(self._dsn, read_only=True)
         self._writers = self._links(self._dsn, read_only=False)
-        self._replicas = [self._links(dsn, read_only=True) for dsn in self._replica_dsns]
+        self._replicas = [self._links(dsn, read_only=True, stale=True) for dsn in self._replica_dsns]
         self._retries = Retries(self._counters, self._mutex, self.hooks, name=self.name)
         self._writes = Writes(
             self._writers, self._retries, self._counters, self._mutex, self.hooks,
             name=self.name, serial=self.serial_writes,
         )  # fmt: skip
 
-    def _links(self, dsn: Dsn, *, read_only: bool) -> Links:
+    def _links(self, dsn: Dsn, *, read_only: bool, stale: bool = False) -> Links:
         opener = Opener(
-            dsn, read_only=read_only, timeout=self.policy.timeout, prepare_threshold=self.pool.prepare_threshold
+            dsn,
+            read_only=read_only,
+            timeout=self.policy.timeout,
+            prepare_threshold=self.pool.prepare_threshold,
+            stale=stale,
         )
         self.name = self.name or opener.name
         return Links(opener, self.pool, name=opener.name)

@@ -19,6 +19,8 @@ DEFERRABLE = "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE"
 
 LOCK_MARGIN = 10  # milliseconds by which a lock's limit is the shorter one
 IDLE_MARGIN = 30_000  # milliseconds past the deadline after which the server ends a session that nobody works in
+LONGEST = 2**31 - 1 - IDLE_MARGIN  # milliseconds; the server counts them in 32 bits
+CLEANING = 1.0  # seconds that a rollback may take before the link is given up
 GRACE = 0.05  # seconds past the deadline that the server's own limits have to answer, before the link is given up
 COMMIT_GRACE = 5.0  # seconds that a COMMIT under way has at least, and so has a new session to answer for itself
 
@@ -41,8 +43,13 @@ _LIMITS = (
 
 
 def milliseconds(deadline: float) -> int:
-    """Give what is left until a deadline, at least 1: a 0 would mean "no limit"."""
-    return max(1, int((deadline - monotonic()) * 1000))
+    """Give what is left until a deadline."""
+    return in_milliseconds(deadline - monotonic())
+
+
+def in_milliseconds(seconds: float) -> int:
+    """Give a limit as the server takes it: at least 1, for 0 would mean "none", and at most 24 days."""
+    return max(1, min(int(seconds * 1000), LONGEST))
 
 
 def lock_limit(left: int) -> int:

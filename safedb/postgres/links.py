@@ -21,6 +21,7 @@ from safedb.stats import PoolStats
 
 RECONNECT = 0.2  # seconds between two tries to connect, while somebody waits; the pool's own are 1, 2, 4, …
 CROWDED = 0.005  # seconds between two looks at a full queue
+CLOSING = 0.5  # seconds for the pool's worker to come to its end: it may be waiting for a host that never answers
 GLANCE = 0.05  # seconds between two looks at whether the server refuses us, while the database is opened
 
 
@@ -135,7 +136,7 @@ class Links:
     def close(self) -> None:
         """Close the pool; links that are lent are closed when they come back. Idempotent."""
         self._closed = True
-        self._pool.close()
+        self._pool.close(CLOSING)
 
     # -- while nothing is to be had ---------------------------------------------------------------------------------
 

@@ -137,10 +137,12 @@ class Link(psycopg.Connection[tuple[Any, ...]]):
 class Opener:
     """Open the links of one pool."""
 
-    def __init__(self, dsn: Dsn, *, read_only: bool, timeout: float, prepare_threshold: int) -> None:
+    def __init__(
+        self, dsn: Dsn, *, read_only: bool, timeout: float, prepare_threshold: int, stale: bool = False
+    ) -> None:
         self.dsn = dsn
         self.read_only = read_only
-        self.ceiling = max(1, int(timeout * 1000))
+        self.ceiling = limits.in_milliseconds(timeout)
         self.settings = _settings(self.ceiling, read_only=read_only)
         self.failure: errors.Error | None = None  # of the last try, if it failed
         self.refused = False  # the server is there, and does not take us: trying again helps nobody
@@ -155,7 +157,7 @@ class Opener:
             "prepare_threshold": prepare_threshold or None,
             "client_encoding": "UTF8",
         }
-        for name, value in _defaults(known, read_only=read_only, timeout=timeout).items():
+        for name, value in _defaults(known, stale=stale, timeout=timeout).items():
             self.options.setdefault(name, value)
 
     def __repr__(self) -> str:
@@ -227,13 +229,17 @@ def _settings(ceiling: int, *, read_only: bool) -> dict[str, str]:
     }
 
 
-def _defaults(known: Mapping[str, str], *, read_only: bool, timeout: float) -> dict[str, Any]:
-    """Fill what the URL leaves open: nobody should wait for a host for two minutes."""
+def _defaults(known: Mapping[str, str], *, stale: bool, timeout: float) -> dict[str, Any]:
+    """Fill what the URL leaves open: nobody should wait for a host for two minutes, nor for one of several for ever.
+
+    Of several hosts reads too want the one that takes writes, else they would miss what was acknowledged before them.
+    """
     filled: dict[str, Any] = {}
+    hosts = (known.get("hostaddr") or known.get("host", "")).count(",") + 1
     if "connect_timeout" not in known:
-        filled["connect_timeout"] = max(2, math.ceil(min(timeout, 3600)))
-    if "," in known.get("host", "") + known.get("hostaddr", "") and "target_session_attrs" not in known:
-        filled["target_session_attrs"] = "any" if read_only else "read-write"
+        filled["connect_timeout"] = max(2, math.ceil(min(timeout, 3600) / hosts))
+    if hosts > 1 and "target_session_attrs" not in known:
+        filled["target_session_attrs"] = "any" if stale else "read-write"
     if "application_name" not in known and "fallback_application_name" not in known:
         filled["fallback_application_name"] = "safedb"
     return filled

@@ -69,6 +69,7 @@ def _failure(link: Link, error: Exception, statement: Statement) -> Exception:
     elif state == "25006":
         again = WritesAfterAll()
     try:
+        link.until = monotonic() + limits.CLEANING
         link.rollback()
         # "cached plan must not change result type", after ALTER TABLE: on this link it would come for ever. The text
         # is never looked at: a statement that the server really does not support is not prepared.

@@ -21,7 +21,6 @@ from safedb.postgres.verdicts import DRIVER_ERRORS, classify, unanswered
 from safedb.sql import Route, Statement, shorten
 
 STALE = 0.02  # seconds after which the server is told anew what is left of the deadline
-CLEANING = 1.0  # seconds that a rollback may take before the link is given up
 NUMBER = "SELECT pg_current_xact_id_if_assigned()::text"
 SCHEMA_LOCK = 0x5AFEDB01  # advisory locks, the same in every process that uses safedb
 SERIAL_LOCK = 0x5AFEDB02
@@ -114,7 +113,7 @@ class Session:
     def _take_back(self, sql: str) -> None:
         """Run what must work after an error, when the server takes no new limits, and after the deadline."""
         link = self._own_link()
-        link.until = max(self.deadline + limits.GRACE, monotonic() + CLEANING)
+        link.until = max(self.deadline + limits.GRACE, monotonic() + limits.CLEANING)
         try:
             link.execute(sql)
         except DRIVER_ERRORS as error:
@@ -218,7 +217,7 @@ class Session:
         if link.closed or status == psycopg.pq.TransactionStatus.ACTIVE:
             return False
         try:
-            link.until = monotonic() + CLEANING
+            link.until = monotonic() + limits.CLEANING
             link.rollback()
             if self._serial:
                 link.execute(f"SELECT pg_advisory_unlock({SERIAL_LOCK})")

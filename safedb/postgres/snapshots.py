@@ -13,7 +13,6 @@ from safedb.engine import Fetched
 from safedb.postgres import limits
 from safedb.postgres.driver import psycopg
 from safedb.postgres.links import Link, Links
-from safedb.postgres.session import CLEANING
 from safedb.postgres.verdicts import DRIVER_ERRORS, classify, unanswered
 from safedb.sql import Route, Statement, shorten
 
@@ -47,7 +46,7 @@ class SnapshotSession:
 
     def _open(self, link: Link, timeout: float, max_age: float | None, *, serializable: bool) -> None:
         """Open the transaction and fix its state: BEGIN alone fixes nothing, its first statement does."""
-        idle = 0 if max_age is None else max(1, int(max_age * 1000))
+        idle = 0 if max_age is None else limits.in_milliseconds(max_age)
         commands = link.preamble(limits.REPEATABLE, monotonic() + timeout, idle=idle)
         if serializable:  # may wait until those that write now have ended: the limits have to be told before that
             commands = [(limits.DEFERRABLE, ()), *limits.utility(link.until - limits.GRACE), *commands[1:]]
@@ -120,7 +119,7 @@ class SnapshotSession:
             return
         try:
             if not link.closed and link.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
-                link.until = monotonic() + CLEANING
+                link.until = monotonic() + limits.CLEANING
                 link.rollback()
             else:
                 link.close()
@@ -182,7 +181,7 @@ class SnapshotSession:
         if link is None or self._pid != os.getpid():
             return  # `close` has done it; and in a forked child the link is the parent's
         try:
-            link.until = monotonic() + CLEANING
+            link.until = monotonic() + limits.CLEANING
             cursor.close()
         except psycopg.Error:
             self._failed = True
