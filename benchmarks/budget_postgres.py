@@ -3,7 +3,8 @@
     python -m benchmarks.budget_postgres [--short] [--json FILE] [URL]
 
 Without a URL it starts a server of its own, whose files lie where temporary files do. With one it works in a schema of
-its own, which it drops at the end. The result is printed as Markdown. It needs some minutes; with ``--short`` about one.
+its own, which it drops at the end. The result is printed as Markdown. It needs some minutes; with ``--short`` about
+one.
 """
 
 from __future__ import annotations

@@ -134,7 +134,8 @@ class ByHand(Side):
 
     def _read(self, key: int) -> list[Any]:
         with self._readers.connection() as connection:
-            return connection.execute(self._select, (key,)).fetchall()
+            rows: list[Any] = connection.execute(self._select, (key,)).fetchall()
+        return rows
 
     def _write(self, row: tuple[Any, ...]) -> None:
         with self._writers.connection() as connection:

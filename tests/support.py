@@ -107,6 +107,11 @@ class Gate:
         assert self.reached.wait(JOIN), "nobody came to the gate"
 
 
+def url_of(target: Any) -> str:
+    """Write a test's target as a URL, which can be handed to another process."""
+    return target if isinstance(target, str) else f"sqlite:///{target}"
+
+
 def wait_until(condition: Callable[[], bool], what: str = "the condition") -> None:
     """Wait for what another thread is about to bring about; fail after `JOIN` seconds."""
     end = time.monotonic() + JOIN
@@ -145,13 +150,15 @@ class Line:
 
     def add(self, call: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: Any) -> Worker:
         """Start ``call`` in a thread, and wait until it stands in the queue."""
-        depth = waiting_writers(self._db, self._tx)
         worker = self._crew(call, *args, name=name, **kwargs)
-        wait_until(lambda: waiting_writers(self._db, self._tx) > depth or not worker.running, "the queue to grow")
+        self.workers.append(worker)
+        wait_until(self._all_wait, "the queue to grow")
         if self._db.dialect == "sqlite":  # PostgreSQL lets through what has nothing to do with ``t``
             assert worker.running, f"it did not queue: {worker.error()!r}"
-        self.workers.append(worker)
         return worker
+
+    def _all_wait(self) -> bool:
+        return waiting_writers(self._db, self._tx) >= sum(worker.running for worker in self.workers)
 
 
 @contextmanager

@@ -49,6 +49,7 @@ def commit(session: Session, links: Links, *, name: str) -> bool:
     if link is None or not session.begun:
         return False
     link.until = max(session.deadline + limits.GRACE, monotonic() + limits.COMMIT_GRACE)
+    session.settle()
     try:
         said = link.execute("COMMIT").statusmessage
     except psycopg.Error as error:
@@ -72,8 +73,13 @@ def commit(session: Session, links: Links, *, name: str) -> bool:
 def look_up(session: Session, link: Link, links: Links, *, name: str) -> None:
     """Find out what became of a COMMIT whose link broke; return only if it is committed."""
     number, identity = session.number, link.identity
-    if number is None or identity is None:
-        raise unknown(name, "the server had not told the transaction's number")
+    if number is None:
+        session.lost = errors.ConnectionLost(
+            f"the connection to {name} broke while COMMIT was under way; it had written nothing, so it can be run again"
+        )
+        raise session.lost
+    if identity is None:
+        raise unknown(name, "the server does not tell which run of it this is")
     deadline = max(session.deadline, monotonic() + LEAST)
     why = "the server could not be asked until the deadline"
     while monotonic() < deadline:

@@ -97,6 +97,7 @@ class PostgresEngine:
         """Make all parts anew: at first, and in a forked child."""
         self._plans: dict[str, Plan] = {}  # by text
         self._snapshots: set[SnapshotSession] = set()
+        self._writing: set[int] = set()  # threads inside a transaction of this very handle
         self._turn = 0
         self._counters, self._mutex = Counters(), threading.Lock()
         self._readers = self._links(self._dsn, read_only=True)
@@ -224,8 +225,6 @@ class PostgresEngine:
         for statement in statements:
             self._refuse_read_only(statement)
             _refuse_in_transaction(statement)
-            if statement.connection_bound:
-                raise errors.ProgrammingError(f"{shorten(statement.source)}: {statement.connection_bound}")
 
         def body(session: Session) -> None:
             session.lock_schema()
@@ -261,6 +260,7 @@ class PostgresEngine:
         """Open a block; `commit` or `rollback` must follow, whatever comes."""
         block.session = session = self._writes.begin(block.deadline)
         self.inside.writing[block.thread] = "a transaction"
+        self._writing.add(block.thread)
         return session
 
     def commit(self, block: Block) -> None:
@@ -277,6 +277,7 @@ class PostgresEngine:
         """Roll back what is still open of a block. Idempotent."""
         if block.session is not None:
             self.inside.writing.pop(block.thread, None)
+            self._writing.discard(block.thread)
             block.session.end()
 
     def run_function(self, body: Callable[[Session], T], timeout: float, policy: ResolvedRetryPolicy) -> T:
@@ -286,10 +287,12 @@ class PostgresEngine:
 
         def run(session: Session) -> T:
             inside[ident] = "a function of run_transaction"
+            self._writing.add(ident)
             try:
                 return body(session)
             finally:
                 inside.pop(ident, None)
+                self._writing.discard(ident)
 
         return self._writes.function(run, monotonic() + timeout, policy)
 
@@ -368,7 +371,7 @@ class PostgresEngine:
     def stats(self) -> Stats:
         """Show the engine at this moment."""
         counters, writers = self._counters, self._writers.stats()
-        began = [session.began for session in tuple(self._snapshots)]
+        began = [session.began for session in tuple(self._snapshots) if not session.is_over]
         with self._mutex:
             return Stats(
                 dialect=self.dialect,
@@ -389,7 +392,8 @@ class PostgresEngine:
 
     def close(self, timeout: float) -> None:
         """Close all links, once the calls under way have come to their end, or after ``timeout``. Idempotent."""
-        self.inside.refuse(self.name, reading=False)
+        if threading.get_ident() in self._writing:  # closing another handle waits for nothing of this thread's
+            self.inside.refuse(self.name, reading=False)
         pools = [self._readers, self._writers, *self._replicas]
         deadline = monotonic() + timeout
         while any(links.stats().in_use for links in pools) and monotonic() < deadline:

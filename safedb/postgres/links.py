@@ -22,6 +22,7 @@ from safedb.stats import PoolStats
 RECONNECT = 0.2  # seconds between two tries to connect, while somebody waits; the pool's own are 1, 2, 4, …
 CROWDED = 0.005  # seconds between two looks at a full queue
 CLOSING = 0.5  # seconds for the pool's worker to come to its end: it may be waiting for a host that never answers
+SLOW = 0.05  # seconds from which on a try to connect is what a call has waited for
 GLANCE = 0.05  # seconds between two looks at whether the server refuses us, while the database is opened
 
 
@@ -159,6 +160,11 @@ class Links:
         failure = self._opener.failure
         if failure is not None:
             return errors.ConnectionLost(f"{failure}; it was tried again until the deadline")
+        began = self._opener.trying
+        if began is not None and monotonic() - began > SLOW:
+            return errors.ConnectionLost(
+                f"cannot connect to {self._name}: no answer has come for {monotonic() - began:.1f} s, until the deadline"
+            )
         return errors.PoolTimeout(
             f"all {self._config.max_size} connections to {self._name} were in use until the deadline; finish "
             "transactions and snapshots sooner, call from fewer threads, or raise max_size in PoolConfig"

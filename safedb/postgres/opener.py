@@ -56,6 +56,14 @@ class Link(psycopg.Connection[tuple[Any, ...]]):
     @classmethod
     def connect(cls, _: str = "", *, opener: Opener, **options: Any) -> Link:  # type: ignore[override]
         """Open a link as ``opener`` has it; what fails comes as our own error, without secrets and without a cause."""
+        opener.trying = monotonic()
+        try:
+            return cls._connect(opener, options)
+        finally:
+            opener.trying = None
+
+    @classmethod
+    def _connect(cls, opener: Opener, options: dict[str, Any]) -> Link:
         failure: errors.Error
         try:
             link = super().connect(opener.dsn.reveal(), **opener.options, **options)
@@ -145,6 +153,7 @@ class Opener:
         self.ceiling = limits.in_milliseconds(timeout)
         self.settings = _settings(self.ceiling, read_only=read_only)
         self.failure: errors.Error | None = None  # of the last try, if it failed
+        self.trying: float | None = None  # when the try began that is under way
         self.refused = False  # the server is there, and does not take us: trying again helps nobody
         self.asking = False  # whether to find that out: while the database is opened
         known = parse(dsn)

@@ -39,7 +39,8 @@ class Session:
         self.deadline = deadline
         self._serial = serial
         self._pid = os.getpid()
-        self._number: str | None = None
+        self._settled = False  # whether it is known if anything was written
+        self.number: str | None = None  # the transaction's, once it has written and was asked
         self._told = 0.0  # when the server was told what is left
         self.begun = False
         self.last: str | None = None  # the text of the last statement
@@ -125,7 +126,8 @@ class Session:
     def _send(self, link: Link, sql: str, values: Sequence[Any], *, many: bool, writes: bool) -> Fetched:
         self.last = sql
         ahead = self._ahead(link)
-        asks = writes and self._number is None
+        asks = writes and self.number is None
+        self._settled = False
         link.until = self.deadline + limits.GRACE
         cursor = link.cursor()
         if not ahead and not asks:
@@ -140,7 +142,8 @@ class Session:
                     helper.execute(NUMBER)
             if asks:
                 row = helper.fetchone()
-                self._number = row[0] if row else None
+                self.number = row[0] if row else None
+        self._settled = asks or self.number is not None
         description = cursor.description
         return (cursor.fetchall() if description else [], description, cursor.rowcount)
 
@@ -188,17 +191,29 @@ class Session:
         self.failure = ours
         return ours
 
+    def settle(self) -> None:
+        """Find out before COMMIT whether anything was written, and under which number: afterwards it may be too late.
+
+        Mostly that is known already. It is not after statements that look like reads: a function of theirs may write.
+        """
+        if self._settled:
+            return
+        link = self._own_link()
+        try:
+            row = link.execute(NUMBER).fetchone()
+        except psycopg.Error as error:
+            failure = self.failed(error, "before COMMIT")
+        else:
+            self.number, self._settled = (row[0] if row else None), True
+            return
+        raise failure
+
     def check(self) -> None:
         """Raise what has ended the transaction, if its user has swallowed that."""
         if self.lost is not None:
             raise self.lost
 
     # -- the end ----------------------------------------------------------------------------------------------------
-
-    @property
-    def number(self) -> str | None:
-        """Give the transaction's number, where it was told."""
-        return self._number
 
     def end(self) -> None:
         """Give the link back, rolled back if need be. Idempotent, and raises nothing."""

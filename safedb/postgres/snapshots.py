@@ -112,6 +112,11 @@ class SnapshotSession:
             return rows
         raise failure
 
+    @property
+    def is_over(self) -> bool:
+        """Tell whether it keeps a state no more: it has ended, or is older than it may be."""
+        return self._link is None or (self._expires is not None and monotonic() >= self._expires)
+
     def close(self) -> None:
         """End the transaction and give the link back. Idempotent, and raises nothing."""
         link, self._link = self._link, None

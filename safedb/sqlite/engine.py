@@ -19,7 +19,7 @@ from safedb import errors
 from safedb.config import ResolvedPoolConfig, ResolvedPragmas, ResolvedRetryPolicy
 from safedb.engine import Fetched
 from safedb.retry import classify
-from safedb.routing import ATTACHED, TEMPORARY, Route
+from safedb.routing import Route
 from safedb.sql import Statement, check_many, parse, shorten
 from safedb.sqlite import backups, location
 from safedb.sqlite import pragmas as pragma_rules
@@ -674,8 +674,8 @@ def check_pragma(statement: Statement) -> None:
 def check_in_transaction(statement: Statement) -> None:
     """Refuse what cannot run inside a transaction, or would outlive it on the connection that all writers share."""
     check_pragma(statement)
-    if statement.connection_bound in (TEMPORARY, ATTACHED):
-        raise errors.ProgrammingError(f"{shorten(statement.source)}: {statement.connection_bound}")
+    if statement.outlives:
+        raise errors.ProgrammingError(f"{shorten(statement.source)}: {statement.outlives}")
     if not statement.transactional and statement.pragma is None:
         raise errors.ProgrammingError(
             f"{statement.keyword} cannot run inside a transaction: call it through db.execute"

@@ -38,7 +38,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--json", "sqlite:///x.db"], "put the URL first, or write --json=-"),
         (["--json", "."], "is a folder"),
         (["--thread", "3"], "--thread"),
-        (["postgresql://me:secret@host/x"], "not on PostgreSQL"),
         (["x.db"], "sqlite:///x.db"),
         (["--source", "."], "no readable text file"),
     ],

@@ -24,7 +24,7 @@ from safedb.cli.stress import report as reporting
 from safedb.cli.stress import target, verify
 from safedb.cli.stress.phase import Phase, PhaseResult
 from safedb.cli.stress.verify import Findings
-from safedb.cli.stress.workload import PREFIX
+from safedb.cli.stress.workload import PREFIX, Place
 
 SHORT = ("--seconds", "0.5", "--threads", "4")
 
@@ -230,9 +230,9 @@ def test_ctrl_c_on_a_terminal(here: Path) -> None:
 _verify = verify.verify
 
 
-def broken(path: str, *arguments: Any) -> Findings:
-    found = _verify(path, *arguments)
-    found.lost += "safedb.db" in path
+def broken(place: Place, *arguments: Any) -> Findings:
+    found = _verify(place, *arguments)
+    found.lost += "safedb.db" in place.path
     return found
 
 
@@ -249,7 +249,7 @@ def test_a_broken_promise_of_safedb_gives_exit_code_1(
 def test_what_the_by_hand_side_loses_does_not_change_the_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(verify, "verify", lambda path, *rest: Findings(lost=int("by-hand" in path)))
+    monkeypatch.setattr(verify, "verify", lambda place, *rest: Findings(lost=int("by-hand" in place.path)))
     assert main(["stress", *SHORT]) == 0
     assert "broke" not in capsys.readouterr().out
 

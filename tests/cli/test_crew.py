@@ -30,7 +30,6 @@ def orders(tmp_path: Path) -> Orders:
     target.engine("sqlite").prepare[target.BY_HAND](place)
     return Orders(
         side=target.BY_HAND,
-        dialect="sqlite",
         place=place,
         process=0,
         threads=1,
@@ -82,7 +81,7 @@ def test_what_one_writer_notes_is_what_the_file_holds(orders: Orders) -> None:
     assert sum(tally.moved) == 0
     assert result.readers[0].reads > 0
     assert result.seconds == pytest.approx(0.5)
-    assert verify(orders.place.path, result.writers, set()) == Findings(checked=tally.acknowledged)
+    assert verify(orders.place, result.writers, set()) == Findings(checked=tally.acknowledged)
 
 
 def test_stop_ends_it_early(orders: Orders) -> None:
@@ -213,7 +212,7 @@ def test_processes_come_home_with_what_they_did(orders: Orders) -> None:
     assert {tally.worker for process in result.processes for tally in process.writers} == {0, 1}
     assert isinstance(result.held, Held)
     assert result.held.held >= 0.1
-    assert result.largest_wal > 0
+    assert result.wal["largest_wal"] > 0
 
 
 def test_a_process_that_fails_at_its_start_is_reported_and_ends_the_run(orders: Orders) -> None:
@@ -282,7 +281,7 @@ def test_an_interrupt_ends_all_processes_early(orders: Orders) -> None:
     assert len(result.processes) == 2
     assert all(process.seconds < 30 for process in result.processes)
     tallies = [tally for process in result.processes for tally in process.writers]
-    findings = verify(orders.place.path, tallies, set())
+    findings = verify(orders.place, tallies, set())
     assert (findings.lost, findings.doubled) == (0, 0)
 
 

@@ -143,36 +143,36 @@ class TestLockHolder:
         return heard[1][1] if len(heard) > 1 else None
 
     def test_holds_the_lock_as_long_as_told(self, place: Place) -> None:
-        held = self.run(Task(place.path, 0.01, 0.2), "go")
+        held = self.run(Task(place, 0.01, 0.2), "go")
         assert isinstance(held, Held)
         assert 0.2 <= held.held < 5
 
     def test_stops_when_told(self, place: Place) -> None:
-        held = self.run(Task(place.path, 60, 60), "go", "stop")
+        held = self.run(Task(place, 60, 60), "go", "stop")
         assert held == Held(0, 0)
 
     def test_stops_holding_when_told(self, place: Place) -> None:
         ours, theirs = Pipe()
         with ours, theirs:
             told = iter([False, True])
-            held = lock_holder._hold(Task(place.path, 0, 60), lambda _: next(told))
+            held = lock_holder._hold(Task(place, 0, 60), lambda _: next(told))
         assert held.held < 30
 
     def test_gives_up_trying_when_told(self, place: Place) -> None:
         with contextlib.closing(sqlite3.connect(place.path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             told = iter([False, False, True])
-            held = lock_holder._hold(Task(place.path, 0, 60), lambda _: next(told))
+            held = lock_holder._hold(Task(place, 0, 60), lambda _: next(told))
         assert held.held == 0
 
     def test_does_nothing_without_go(self, place: Place) -> None:
-        assert self.run(Task(place.path, 0, 60), "stop") is None
+        assert self.run(Task(place, 0, 60), "stop") is None
 
     def test_ends_when_its_parent_is_gone(self, place: Place) -> None:
         ours, theirs = Pipe()
         ours.close()
         with theirs:
-            lock_holder.main(Task(place.path, 0, 60), theirs)
+            lock_holder.main(Task(place, 0, 60), theirs)
 
 
 @pytest.mark.parametrize(
@@ -219,9 +219,10 @@ def test_on_a_terminal_there_is_a_live_line() -> None:
 
 
 def test_the_machine_is_described(tmp_path: Path) -> None:
-    found = machine.examine(tmp_path)
+    found = machine.examine(machine.examine_disk(tmp_path))
     assert found.cores >= 1
-    assert found.flush > 0
+    assert isinstance(found.storage, machine.Disk)
+    assert found.storage.flush > 0
     assert sqlite3.sqlite_version in str(found)
     assert list(tmp_path.iterdir()) == []
 

@@ -12,9 +12,9 @@ import matplotlib as mpl
 import pytest
 from rich.console import Console
 
-from safedb.cli.stress import picture, report, target
+from safedb.cli.stress import picture, report, target, words
 from safedb.cli.stress.lock_holder import Held
-from safedb.cli.stress.machine import Machine
+from safedb.cli.stress.machine import Disk, Machine
 from safedb.cli.stress.main import Run
 from safedb.cli.stress.options import Options
 from safedb.cli.stress.phase import PhaseResult
@@ -29,7 +29,7 @@ OPTIONS = Options(
     url=None, threads=2, processes=1, readers=1, seconds=2.0, synchronous="FULL", seed=7, source=Path("notes"),
     lock_holder=0.0, slow_reader=0.0, cpu_threads=0, json=None, plot=Path("x.svg"), keep=False, by_hand=True,
 )  # fmt: skip
-MACHINE = Machine("A processor", 2, "Linux 6", "CPython 3.11", "3.40.1", "0.1.0", "ext4", "it lies in /tmp", 5e-5)
+MACHINE = Machine("A processor", 2, "Linux 6", "CPython 3.11", "0.1.0", Disk("3.40.1", "ext4", "it lies in /tmp", 5e-5))
 
 
 def writer(number: int, waits: list[int], failures: list[Outcome]) -> WriterTally:
@@ -39,7 +39,7 @@ def writer(number: int, waits: list[int], failures: list[Outcome]) -> WriterTall
         ledger.done(nanoseconds, in_time=True)
     for outcome in failures:
         tally.rows.failed(outcome)
-        tally.errors.add(OSError(outcome.value), 5_000_000_000)
+        tally.errors.add(OSError("database is locked" if outcome is Outcome.LOCKED else outcome.value), 5_000_000_000)
     return tally
 
 
@@ -47,7 +47,7 @@ def summary(side: str, findings: Findings, *writers: WriterTally, held: Held | N
     reader = ReaderTally(reads=100, totals=5, wrong_totals=0, errors=Errors(Counter({"X: y": 0})))
     reader.latency.add(20_000)
     process = ProcessResult(0, 2.0, list(writers), [reader], [], {})
-    return summarise(PhaseResult(side, [process], [], held, 4_200_000), findings)
+    return summarise(PhaseResult(side, [process], [], held, {"largest_wal": 4_200_000}), findings)
 
 
 @pytest.fixture
@@ -66,7 +66,9 @@ def safe() -> Summary:
 def made(
     *sides: Summary, problems: tuple[str, ...] = (), excused: str | None = None, interrupted: bool = False
 ) -> Report:
-    return Report(OPTIONS, MACHINE, "2026-01-01 00:00:00 +0000", list(sides), list(problems), excused, interrupted)
+    return Report(
+        OPTIONS, words.FILE, MACHINE, "2026-01-01 00:00:00 +0000", list(sides), list(problems), excused, interrupted
+    )
 
 
 def shown(result: Report) -> str:

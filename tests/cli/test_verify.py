@@ -22,7 +22,7 @@ class Bench:
     """A file, and one writer whose work is all acknowledged: three rows and two transfers."""
 
     def __init__(self, place: Place) -> None:
-        self.path = place.path
+        self.place, self.path = place, place.path
         by_hand.prepare(place)
         self.side = by_hand.ByHand(place)
         self.hands = self.side.hands()
@@ -43,7 +43,7 @@ class Bench:
             connection.execute(sql)
 
     def findings(self, absent: frozenset[int] = frozenset()) -> Findings:
-        return verify(self.path, [self.tally], absent)
+        return verify(self.place, [self.tally], absent)
 
 
 @pytest.fixture

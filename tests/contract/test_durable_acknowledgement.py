@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Connect
-from support import Crew
+from support import Crew, url_of
 
 import safedb
 
@@ -59,7 +59,7 @@ def test_acknowledged_writes_are_there_in_another_process(db: safedb.Database, t
     crew.together(4, lambda worker: [WRITES["execute"](db, f"{worker}-{n}") for n in range(10)])
     count = "import safedb, sys; db = safedb.connect(sys.argv[1], read_only=True)\n"
     count += "with db: print(db.execute('SELECT count(*) FROM t').scalar())"
-    answer = subprocess.run([sys.executable, "-c", count, str(target)], capture_output=True, text=True, timeout=30)
+    answer = subprocess.run([sys.executable, "-c", count, url_of(target)], capture_output=True, text=True, timeout=30)
     assert answer.stdout.strip() == "40", answer.stderr
 
 
@@ -80,7 +80,7 @@ threading.Event().wait()
 
 def test_what_was_acknowledged_survives_a_kill(db: safedb.Database, target: Any) -> None:
     """Killed with -9 in the middle of its writes: every acknowledged one is there, and the file is sound."""
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", WRITER, url_of(target)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     with process:
         try:

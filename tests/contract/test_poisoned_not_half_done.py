@@ -40,7 +40,7 @@ EVERY_KIND = pytest.mark.parametrize("run", [in_a_block, in_a_function, beside_o
 
 @pytest.fixture
 def db(db: safedb.Database) -> safedb.Database:
-    db.execute("INSERT INTO t (id, v) VALUES (1, 'taken')")
+    db.execute("INSERT INTO t (v) VALUES ('taken')")
     return db
 
 

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import pytest
-from support import Crew
 
 import safedb
 
@@ -77,18 +76,6 @@ def test_a_coroutine_function_is_refused_and_does_nothing(db: safedb.Database) -
         db.run_transaction(plain)
     assert inspect.getcoroutinestate(kept[0]) == inspect.CORO_CLOSED  # or Python warns that it was never awaited
     assert values(db) == []
-
-
-def test_the_function_runs_once_where_nothing_happens(db: safedb.Database, crew: Crew) -> None:
-    runs: list[int] = []
-
-    def body(tx: safedb.Transaction, worker: int) -> None:
-        runs.append(worker)
-        insert(tx, f"{worker}")
-
-    if db.dialect == "sqlite":  # PostgreSQL may have to run it again for serialisation's sake
-        crew.together(6, lambda worker: db.run_transaction(body, worker))
-        assert sorted(runs) == list(range(6))
 
 
 def test_callbacks_run_in_order_after_the_commit(db: safedb.Database) -> None:

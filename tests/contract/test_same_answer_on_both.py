@@ -22,7 +22,7 @@ import safedb
 
 COLUMNS = """
     CREATE TABLE vals (
-        id INTEGER PRIMARY KEY, boolean BOOLEAN, bigint BIGINT, float DOUBLE PRECISION, text TEXT, blob {blob},
+        id {serial}, boolean BOOLEAN, bigint BIGINT, float DOUBLE PRECISION, text TEXT, blob {blob},
         date DATE, time TIME, naive TIMESTAMP, aware TIMESTAMPTZ, spelt TIMESTAMP WITH TIME ZONE, interval INTERVAL,
         decimal DECIMAL(30, 10), numeric NUMERIC, uuid UUID, json JSON, jsonb JSONB
     )
@@ -181,8 +181,8 @@ def test_a_type_that_has_no_agreed_form_is_refused_with_the_remedy(vals: safedb.
 
 
 SCHEMA = """
-    CREATE TABLE parent (id INTEGER PRIMARY KEY, name TEXT NOT NULL, email TEXT UNIQUE, age INTEGER CHECK (age >= 0));
-    CREATE TABLE child (id INTEGER PRIMARY KEY, parent INTEGER NOT NULL REFERENCES parent (id));
+    CREATE TABLE parent (id {serial}, name TEXT NOT NULL, email TEXT UNIQUE, age INTEGER CHECK (age >= 0));
+    CREATE TABLE child (id {serial}, parent INTEGER NOT NULL REFERENCES parent (id));
 """
 VIOLATIONS: list[tuple[str, type[safedb.Error], str, str]] = [
     ("INSERT INTO parent (id, name) VALUES (1, 'x')", safedb.UniqueViolation, "23505", "parent"),

@@ -161,7 +161,7 @@ def test_iterate_gives_every_row_once_in_batches_while_writes_go_on(db: safedb.D
             seen.append(row[0])
             if position % 100 == 0:
                 crew(db.execute, "DELETE FROM t WHERE id = ?", (499 - position,)).result()
-                crew(insert, db, f"new {position}").result()
+                crew(db.execute, "INSERT INTO t (id, v) VALUES (?, ?)", (1000 + position, f"new {position}")).result()
     assert seen == list(range(500))
 
 
@@ -181,9 +181,11 @@ def test_an_iterator_that_is_left_half_read_holds_nothing_back(db: safedb.Databa
             rows = snap.iterate("SELECT id FROM t ORDER BY id", batch=2)
             assert next(rows) == (0,)
     db.execute("DELETE FROM t")
-    db.checkpoint()
-    assert db.stats().wal_bytes == 0
+    if db.dialect == "sqlite":
+        db.checkpoint()
+        assert db.stats().wal_bytes == 0
     assert db.stats().oldest_snapshot is None
+    assert db.stats().readers.in_use == 0
 
 
 @pytest.mark.parametrize("batch", [0, -1, True, 1.5, "10"])
@@ -218,26 +220,3 @@ def test_a_reader_never_sees_part_of_a_transaction(db: safedb.Database, crew: Cr
     finally:
         finished.set()
     assert {count % 10 for count in watcher.result()} <= {0}
-
-
-def test_a_backup_is_one_state_while_writes_go_on(
-    db: safedb.Database, connect: Connect, crew: Crew, tmp_path: object
-) -> None:
-    if db.dialect != "sqlite":
-        with pytest.raises(safedb.NotSupportedError, match="pg_dump"):
-            db.backup("copy.db")
-        return
-    copy = f"{tmp_path}/copy.db"
-    db.executemany("INSERT INTO t (v) VALUES (?)", [(f"{number}" + "x" * 2000,) for number in range(4000)])
-    told: list[tuple[int, int]] = []
-
-    def progress(done: int, total: int) -> None:
-        told.append((done, total))
-        crew(insert, db, f"meanwhile {len(told)}").result()
-
-    db.backup(copy, progress)
-    assert told[-1][0] == told[-1][1] > 0
-    assert len(told) > 1
-    other = connect(f"sqlite:///{copy}")
-    assert other.execute("SELECT count(*) FROM t").scalar() == 4000
-    assert other.check() == []

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from conftest import Connect
+from conftest import Backend, Connect
 from support import Crew, line_behind_a_block
 
 import safedb
@@ -89,18 +88,21 @@ def test_parameters_are_read_in_their_callers_thread_before_it_waits(db: safedb.
     assert db.execute("SELECT count(*) FROM t").scalar() == 9
 
 
-def test_a_list_that_changes_while_the_write_waits_changes_nothing(db: safedb.Database, crew: Crew) -> None:
+def test_a_list_that_changes_while_the_write_waits_changes_nothing(
+    db: safedb.Database, backend: Backend, crew: Crew
+) -> None:
+    db.execute(backend.schema("ALTER TABLE t ADD COLUMN b {blob}"))
     values = ["given"]
     buffer = bytearray(b"given")
     rows = [("row",)]
     with line_behind_a_block(db, crew) as line:
         line.add(db.execute, "INSERT INTO t (v) VALUES (?)", values)
-        line.add(db.execute, "INSERT INTO t (v) VALUES (?)", (buffer,))
+        line.add(db.execute, "INSERT INTO t (b) VALUES (?)", (buffer,))
         line.add(db.executemany, "INSERT INTO t (v) VALUES (?)", rows)
         values[0] = "changed"
         buffer[:] = b"wrong"
         rows.append(("more",))
-    assert [row[0] for row in db.execute("SELECT v FROM t ORDER BY id")] == ["given", b"given", "row"]
+    assert set(db.execute("SELECT v, b FROM t")) == {("given", None), (None, b"given"), ("row", None)}
 
 
 def test_rows_are_made_in_their_callers_thread(connect: Connect, crew: Crew) -> None:
@@ -124,10 +126,3 @@ def test_rows_are_made_in_their_callers_thread(connect: Connect, crew: Crew) -> 
         assert worker.result().fetchall() == [("x",)]
     assert threads
     assert seen.only_here()  # the rows are made where they are fetched
-
-
-def test_a_backups_progress_is_told_in_its_callers_thread(db: safedb.Database, tmp_path: Path) -> None:
-    if db.dialect == "sqlite":
-        seen = Seen()
-        db.backup(tmp_path / "copy.db", seen.note)
-        assert seen.only_here()

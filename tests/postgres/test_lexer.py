@@ -500,6 +500,7 @@ def test_what_is_taken_for_one_statement_is_one(connection: psycopg.Connection[A
 
 BODIES = [
     "SELECT 1",
+    "SELECT",
     "SELECT 1 end",
     "SELECT 1 AS end",
     "SELECT 1 case",
