@@ -28,9 +28,7 @@ from safedb.postgres.session import Session
 from safedb.postgres.verdicts import classify
 
 # Asked only where it can be believed: of a number that a crash has taken back it is an error, and no answer.
-STATUS = (
-    f"SELECT CASE WHEN {IDENTITY} = $2 THEN pg_xact_status($1::text::xid8) END, {IDENTITY}, pg_is_in_recovery()"
-)
+STATUS = f"SELECT CASE WHEN {IDENTITY} = $2 THEN pg_xact_status($1::text::xid8) END, {IDENTITY}, pg_is_in_recovery()"
 POLL = 0.02  # seconds between two looks at a transaction that is still in progress
 LEAST = 2.0  # seconds that a look-up has at least: an answer is worth more than a deadline kept
 RECIPE = (

@@ -14,7 +14,7 @@ from time import monotonic
 
 from safedb import errors
 from safedb.config import ResolvedPoolConfig
-from safedb.postgres.driver import psycopg, psycopg_pool
+from safedb.postgres.driver import psycopg_pool
 from safedb.postgres.limits import GRACE
 from safedb.postgres.opener import Link, Opener
 from safedb.stats import PoolStats
@@ -99,10 +99,6 @@ class Links:
         link.close()
         self.give_back(link)
 
-    def drain(self) -> None:
-        """Replace all links, for the server is not the one that is needed any more."""
-        self._pool.drain()
-
     def first(self, deadline: float) -> Link:
         """Lend the first link. A server that refuses us is told at once; one that does not answer is awaited."""
         self._opener.asking = True
@@ -163,7 +159,7 @@ class Links:
         began = self._opener.trying
         if began is not None and monotonic() - began > SLOW:
             return errors.ConnectionLost(
-                f"cannot connect to {self._name}: no answer has come for {monotonic() - began:.1f} s, until the deadline"
+                f"cannot connect to {self._name}: no answer came for {monotonic() - began:.1f} s, until the deadline"
             )
         return errors.PoolTimeout(
             f"all {self._config.max_size} connections to {self._name} were in use until the deadline; finish "
@@ -175,6 +171,3 @@ class Links:
         time.sleep(RECONNECT / 2)
         if not pool.closed and pool.get_stats().get("requests_waiting"):
             pool.check()
-
-
-__all__ = ["Link", "Links", "psycopg"]

@@ -89,8 +89,8 @@ class Link(psycopg.Connection[tuple[Any, ...]]):
             timeout = max(0.0, until - monotonic())
         try:
             return super().wait(gen, interval, timeout)
-        except psycopg.OperationalError:
-            if monotonic() >= until and not self.closed:
+        except psycopg.OperationalError as error:
+            if error.sqlstate is None and monotonic() >= until and not self.closed:
                 self.cut = True
                 self.close()
             raise
