@@ -22,8 +22,8 @@ from time import monotonic
 from safedb import errors
 from safedb.postgres import limits
 from safedb.postgres.driver import psycopg
-from safedb.postgres.links import Link, Links
-from safedb.postgres.opener import IDENTITY
+from safedb.postgres.links import Links
+from safedb.postgres.opener import IDENTITY, Link
 from safedb.postgres.session import Session
 from safedb.postgres.verdicts import classify
 

@@ -11,8 +11,9 @@ from safedb.engine import Fetched
 from safedb.postgres import limits
 from safedb.postgres.again import Again
 from safedb.postgres.driver import psycopg
-from safedb.postgres.links import Link, Links
-from safedb.postgres.verdicts import DRIVER_ERRORS, classify, state_of, unanswered
+from safedb.postgres.links import Links
+from safedb.postgres.opener import Link
+from safedb.postgres.verdicts import DRIVER_ERRORS, classify, is_stale_plan, state_of, unanswered
 from safedb.sql import Statement, shorten
 
 NEAR = 0.05  # seconds by which a deadline may differ from what the session was told once for all
@@ -71,17 +72,9 @@ def _failure(link: Link, error: Exception, statement: Statement) -> Exception:
     try:
         link.until = monotonic() + limits.CLEANING
         link.rollback()
-        # "cached plan must not change result type", after ALTER TABLE: on this link it would come for ever. The text
-        # is never looked at: a statement that the server really does not support is not prepared.
-        if state == "0A000" and is_prepared(link, statement.sql):
+        if is_stale_plan(error):  # on this link it would come for ever
             again = Again(failure)
             link.close()
     except psycopg.Error:
         link.close()
     return again
-
-
-def is_prepared(link: Link, sql: str) -> bool:
-    """Ask whether this session has a prepared statement of this text."""
-    row = link.execute("SELECT EXISTS (SELECT FROM pg_prepared_statements WHERE statement = $1)", (sql,)).fetchone()
-    return row == (True,)

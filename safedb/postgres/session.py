@@ -16,7 +16,8 @@ from safedb import errors
 from safedb.engine import Fetched
 from safedb.postgres import limits
 from safedb.postgres.driver import psycopg
-from safedb.postgres.links import Link, Links
+from safedb.postgres.links import Links
+from safedb.postgres.opener import Link
 from safedb.postgres.verdicts import DRIVER_ERRORS, classify, unanswered
 from safedb.sql import Route, Statement, shorten
 
@@ -43,7 +44,6 @@ class Session:
         self.number: str | None = None  # the transaction's, once it has written and was asked
         self._told = 0.0  # when the server was told what is left
         self.begun = False
-        self.last: str | None = None  # the text of the last statement
         self.lost: errors.Error | None = None
         self.failure: errors.Error | None = None
         self.link: Link | None = links.lend_primary(deadline)
@@ -124,7 +124,6 @@ class Session:
         raise failure
 
     def _send(self, link: Link, sql: str, values: Sequence[Any], *, many: bool, writes: bool) -> Fetched:
-        self.last = sql
         ahead = self._ahead(link)
         asks = writes and self.number is None
         self._settled = False

@@ -12,7 +12,8 @@ from safedb import errors
 from safedb.engine import Fetched
 from safedb.postgres import limits
 from safedb.postgres.driver import psycopg
-from safedb.postgres.links import Link, Links
+from safedb.postgres.links import Links
+from safedb.postgres.opener import Link
 from safedb.postgres.verdicts import DRIVER_ERRORS, classify, unanswered
 from safedb.sql import Route, Statement, shorten
 

@@ -79,6 +79,19 @@ def state_of(error: BaseException) -> str:
     return getattr(error, "sqlstate", None) or ""
 
 
+def is_stale_plan(error: BaseException | None) -> bool:
+    """Tell whether a prepared statement was made useless by ALTER TABLE ("cached plan must not change result type").
+
+    Its code is that of everything that is not supported, so the function of the server's that raised it is looked at.
+    Asking for what is prepared would come too late: a rollback makes the driver forget it all.
+    """
+    return (
+        isinstance(error, psycopg.Error)
+        and error.sqlstate == "0A000"
+        and error.diag.source_function == "RevalidateCachedQuery"
+    )
+
+
 def classify(error: BaseException, *, doing: str, broken: bool) -> errors.Error:
     """Make our error of the driver's; ``doing`` is what was tried, ``broken`` says that the link is gone.
 

@@ -24,10 +24,10 @@ from safedb.engine import Fetched
 from safedb.postgres import commits, limits
 from safedb.postgres.again import Again, Retries
 from safedb.postgres.driver import psycopg
-from safedb.postgres.links import Link, Links
-from safedb.postgres.reads import is_prepared
+from safedb.postgres.links import Links
+from safedb.postgres.opener import Link
 from safedb.postgres.session import Session
-from safedb.postgres.verdicts import AGAIN, classify
+from safedb.postgres.verdicts import AGAIN, classify, is_stale_plan
 from safedb.sql import Statement, shorten
 from safedb.stats import Counters, Hooks, Overrun
 
@@ -95,21 +95,7 @@ class Writes:
         """Tell whether a failure is this transaction's own, and one that another run may not meet."""
         if failure is not session.lost and failure is not session.failure:
             return False
-        return isinstance(failure, AGAIN) or self._is_stale(session, failure)
-
-    def _is_stale(self, session: Session, failure: Exception) -> bool:
-        """Look for a prepared statement that ALTER TABLE has made useless; its link goes."""
-        link = session.link
-        if getattr(failure, "sqlstate", None) != "0A000" or link is None or link.closed:
-            return False
-        try:
-            link.rollback()
-            if session.last is None or not is_prepared(link, session.last):
-                return False
-        except psycopg.Error:
-            pass
-        link.close()
-        return True
+        return isinstance(failure, AGAIN) or is_stale_plan(failure.__cause__)  # rolling back forgets all plans
 
     # -- blocks -------------------------------------------------------------------------------------------------------
 

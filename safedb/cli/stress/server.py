@@ -33,7 +33,7 @@ _MARK = "SELECT obj_description(to_regclass(%s), 'pg_class')"
 
 def connect(dsn: Dsn) -> psycopg.Connection[tuple[Any, ...]]:
     """Open a connection in autocommit; it is closed by ``with``."""
-    return psycopg.connect(dsn.reveal(), autocommit=True)
+    return psycopg.connect(dsn.reveal(), autocommit=True, client_encoding="utf8")
 
 
 def preparation(place: Place) -> list[str]:

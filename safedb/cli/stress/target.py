@@ -97,8 +97,8 @@ def engine(dialect: str) -> Engine:
             errors=(sqlite3.Error,),
             words=words.FILE,
         )
-    from safedb.cli.stress import by_hand_postgres, server
-    from safedb.postgres.driver import psycopg
+    driver_errors = _driver_errors()
+    from safedb.cli.stress import by_hand_postgres, server  # only now: they need the driver
 
     return Engine(
         preparation=server.preparation,
@@ -108,9 +108,16 @@ def engine(dialect: str) -> Engine:
         evidence=server.evidence,
         lock=server.lock,
         watch=server.WalWritten,
-        errors=(psycopg.Error,),
+        errors=driver_errors,
         words=words.SERVER,
     )
+
+
+def _driver_errors() -> tuple[type[Exception], ...]:
+    """Return what the driver raises; where it is missing or too old, raise ConfigError that says what to install."""
+    from safedb.postgres.driver import psycopg
+
+    return (psycopg.Error,)
 
 
 class _OnDisk:
