@@ -3,23 +3,27 @@
 In a ```python block a comment at the end of a line is checked: ``# → value`` against the ``repr`` of the line's
 expression, ``# raises Error`` against what the line raises. All blocks of a page run one after the other, in one
 namespace and in a folder of their own.
+
+The servers of the pages, ``postgresql://app@db.example/shop`` and others in ``.example``, are the tests' own: a page's
+blocks are given one fresh schema of it, by whatever host they name.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pgserver
 import pytest
 
 import safedb
 from safedb import errors, stats
 from safedb.config import PoolConfig, Pragmas, RetryPolicy, load_settings, parse_target
+from safedb.postgres import opener
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -28,6 +32,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SHOWN = re.compile(r"^(\s*)(\S.*?)  # → (.+)$")
 _RAISED = re.compile(r"^(\s*)(\S.*?)  # raises (\w+)$")
+_SERVER = re.compile(r"postgresql://app@[\w.,]+\.example/shop(\?)?")
 
 
 def _name(page: Path) -> str:
@@ -47,7 +52,16 @@ def _program(page: Path) -> str:
             first = text.count("\n", 0, block.start(2))
             for number, line in enumerate(block[2].splitlines(), start=first):
                 lines[number] = _checked(line, number + 1)
-    return "\n".join(lines)
+    return _on_our_server("\n".join(lines))
+
+
+def _on_our_server(program: str) -> str:
+    """Put a schema of the tests' server where the page names one of its own; what follows the ``?`` stays."""
+    if not _SERVER.search(program):
+        return program
+    url = pgserver.shared().schema()
+    between = "&" if "?" in url else "?"
+    return _SERVER.sub(lambda found: url + between * bool(found[1]), program)
 
 
 def _checked(line: str, number: int) -> str:
@@ -76,9 +90,7 @@ class _Checks:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand in an empty folder, with no settings around."""
-    for variable in [name for name in os.environ if name.startswith("SAFEDB_") or name == "DATABASE_URL"]:
-        monkeypatch.delenv(variable)
+    """Stand in an empty folder, where no file has settings."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -127,11 +139,20 @@ def test_the_settings_shown_as_toml_are_taken(folder: Path) -> None:
         load_settings(environ={}, cwd=str(folder))
 
 
-def test_the_urls_shown_are_taken() -> None:
-    shown = {url for page in PAGES for url in re.findall(r"`(sqlite://[^`]*)`", page.read_text("utf-8"))}
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
+def test_the_urls_shown_are_taken(dialect: str) -> None:
+    """Those of a line and of ``text`` blocks too, by us and, where the rest is libpq's, by libpq."""
+    texts = [page.read_text("utf-8") for page in PAGES]
+    shown = {url for text in texts for url in re.findall(rf"`({dialect}://[^`…]*)`", text)}
+    shown |= {
+        url for page in PAGES for block in _blocks(page, "text") for url in re.findall(rf"{dialect}://\S+", block)
+    }
     assert shown
     for url in shown:
-        assert parse_target(url).dialect == "sqlite"
+        target = parse_target(url)
+        assert target.dialect == dialect
+        if target.dsn is not None:
+            assert opener.parse(target.dsn)
 
 
 # -- every public name is told of -------------------------------------------------------------------------------------

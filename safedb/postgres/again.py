@@ -21,6 +21,7 @@ CAUSES: dict[type[errors.Error], str] = {
     errors.DeadlockDetected: "deadlock",
     errors.LockTimeout: "lock",
     errors.ConnectionLost: "connection",
+    errors.NotSupportedError: "plan",
 }
 
 

@@ -43,13 +43,14 @@ def commit(session: Session, links: Links, *, name: str) -> bool:
     Raises what the server says against it (`SerializationFailure`, a deferred constraint, …: nothing is kept),
     `ConnectionLost` where it is known not to be committed, and `CommitUnknownError` where nobody can know.
     """
+    session.check_process()
     link = session.link
     if link is None or not session.begun:
         return False
     link.until = max(session.deadline + limits.GRACE, monotonic() + limits.COMMIT_GRACE)
     session.settle()
     try:
-        said = link.execute("COMMIT").statusmessage
+        said = link.command("COMMIT").statusmessage
     except psycopg.Error as error:
         refusal = None if link.closed else session.failed(error, "COMMIT")
     except BaseException as interrupt:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -35,7 +35,8 @@ LEARNT = 4096  # texts of statements that something is remembered of
 LONGEST_LEARNT = 10_000  # characters of such a text
 LONG = 86_400.0  # seconds: for checks that were given no deadline
 DRAINING = 0.005  # seconds between two looks at calls that are still under way
-REPLICA_SHARE = 0.25  # of a stale read's time that one replica may use up
+REPLICA_SHARE = 0.25  # of a stale read's time that it may wait for a link to one replica
+RESTING = 5.0  # seconds for which a replica that gave no answer is passed over
 
 CHECKS = (
     "SELECT format('index %s is not valid: REINDEX it', indexrelid::regclass) FROM pg_index WHERE NOT indisvalid"
@@ -159,17 +160,28 @@ class PostgresEngine:
         values = plan.statement.bind(params)
         deadline = monotonic() + timeout
         for links in self._next_replicas() if not plan.writes else ():
-            with contextlib.suppress(Again, WritesAfterAll, errors.ConnectionLost, errors.PoolTimeout):
+            with self._passing_over(links):
                 soon = monotonic() + REPLICA_SHARE * timeout
-                return read(links, plan.statement, values, min(deadline, soon), self.policy.timeout)
+                return read(links, plan.statement, values, deadline, self.policy.timeout, lend_by=soon)
         return self._read(plan, values, deadline, policy)
 
     def _next_replicas(self) -> list[Links]:
-        """List the replicas, each time beginning with the next one."""
-        if not self._replicas:
-            return []
-        self._turn = start = (self._turn + 1) % len(self._replicas)
-        return self._replicas[start:] + self._replicas[:start]
+        """List the replicas that are not known to be away, each time beginning with the next one."""
+        now = monotonic()
+        found = [links for links in self._replicas if links.resting <= now]
+        self._turn += 1
+        start = self._turn % max(len(found), 1)
+        return found[start:] + found[:start]
+
+    @contextlib.contextmanager
+    def _passing_over(self, links: Links) -> Iterator[None]:
+        """Go on with the next where a replica gives no answer, and leave it alone for a while."""
+        try:
+            yield
+        except WritesAfterAll:
+            pass
+        except (Again, errors.ConnectionLost, errors.PoolTimeout):
+            links.resting = monotonic() + RESTING
 
     def _plan(self, sql: str) -> Plan:
         """Find out where a statement goes; refuse what may not be run here and now."""
@@ -325,8 +337,9 @@ class PostgresEngine:
     ) -> SnapshotSession:
         deadline = monotonic() + timeout
         for links in self._next_replicas() if stale and not serializable else ():  # no replica has serialisable ones
-            with contextlib.suppress(errors.ConnectionLost, errors.PoolTimeout):
-                return SnapshotSession(links, name=self.name, timeout=REPLICA_SHARE * timeout, max_age=max_age)
+            with self._passing_over(links):
+                soon = monotonic() + REPLICA_SHARE * timeout
+                return SnapshotSession(links, name=self.name, timeout=timeout, max_age=max_age, lend_by=soon)
 
         def attempt() -> SnapshotSession:
             left = max(deadline - monotonic(), 0.0)

@@ -82,6 +82,14 @@ TIMES = frozenset({"statement_timeout", "lock_timeout"})
 """Settings that the server gives back in units of its own."""
 
 
+def durable(*, local: bool) -> str:
+    """Write the SELECT that switches ``synchronous_commit`` on where it is off; any other value of it is durable."""
+    return (
+        "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'"
+        f" ELSE current_setting('synchronous_commit') END, {'true' if local else 'false'})"
+    )
+
+
 def session_settings(settings: dict[str, str], *, local: bool) -> str:
     """Write one SELECT that puts settings in force, and gives back what is in force then."""
     flag = "true" if local else "false"

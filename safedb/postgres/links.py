@@ -49,6 +49,7 @@ class Links:
         )
         self._opened = False
         self._closed = False
+        self.resting = 0.0  # until when (monotonic seconds) a replica that gave no answer is passed over
 
     def __repr__(self) -> str:
         return f"<Links {self._name}>"
@@ -68,9 +69,13 @@ class Links:
                 continue
             except psycopg_pool.PoolTimeout:
                 raise self._too_late() from None
-            link.until = deadline + GRACE
-            if link.is_alive():
-                return link
+            try:
+                link.until = deadline + GRACE
+                if link.is_alive():
+                    return link
+            except BaseException:  # an interrupt: nobody has the link yet, so nobody else would bring it back
+                self.discard(link)
+                raise
             self.discard(link)
         raise errors.DatabaseClosed(f"{self._name} is closed; connect again")
 
@@ -110,7 +115,7 @@ class Links:
                     failure = self._opener.failure
                     if monotonic() >= deadline:
                         raise
-                    if failure is not None and (self._opener.refused or not isinstance(failure, errors.ConnectionLost)):
+                    if failure is not None and not isinstance(failure, errors.ConnectionLost):
                         break
         finally:
             self._opener.asking = False

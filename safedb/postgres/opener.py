@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import select
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
@@ -20,7 +20,7 @@ from safedb import errors
 from safedb.postgres import limits
 from safedb.postgres.adaptation import context
 from safedb.postgres.driver import psycopg
-from safedb.targets import Dsn
+from safedb.targets import SHARED, Dsn
 from safedb.values import suggest
 
 OLDEST = 130_000  # PostgreSQL 13: the first with pg_current_xact_id(), by which a lost COMMIT is looked up
@@ -36,10 +36,6 @@ _ABOUT = (
     "SELECT pg_backend_pid(), current_setting('server_version_num')::int, pg_is_in_recovery(),"
     f" {IDENTITY}, current_database()"
 )
-_DURABLE = (
-    "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'"
-    " ELSE current_setting('synchronous_commit') END, false)"
-)
 
 
 class Link(psycopg.Connection[tuple[Any, ...]]):
@@ -52,6 +48,12 @@ class Link(psycopg.Connection[tuple[Any, ...]]):
     identity: str | None = None  # of the server's present run; None where it cannot be told
     ceiling: int = 0  # what the session was told once for all, in milliseconds
     place: tuple[str | None, str] = (None, "")  # identity and name of the database
+
+    def __init__(self, pgconn: psycopg.pq.abc.PGconn) -> None:
+        super().__init__(pgconn)
+        self._kept: dict[str, psycopg.Cursor[tuple[Any, ...]]] = {}  # cursors of `command`, by text
+        self._glance = select.poll()
+        self._glance.register(pgconn.socket, select.POLLIN)
 
     @classmethod
     def connect(cls, _: str = "", *, opener: Opener, **options: Any) -> Link:  # type: ignore[override]
@@ -81,6 +83,21 @@ class Link(psycopg.Connection[tuple[Any, ...]]):
                 return link
             link.close()
         raise failure  # outside of the except clauses, so that the driver's error is not even its context
+
+    def command(self, sql: str, args: Sequence[Any] = ()) -> psycopg.Cursor[tuple[Any, ...]]:
+        """Execute one of our own commands, on a cursor that is kept for it: it knows how to write and read its values.
+
+        Only for the few texts that every transaction needs: what a command has answered is kept until the next time.
+        """
+        cursor = self._kept.get(sql)
+        if cursor is None:
+            cursor = self._kept[sql] = self.cursor()
+        return cursor.execute(sql, args)
+
+    def close(self) -> None:
+        """Close it, and let go of the cursors, which refer to it."""
+        self._kept.clear()
+        super().close()
 
     def wait(self, gen: Any, interval: float = POLL_INTERVAL, timeout: float | None = None) -> Any:
         """Wait for the server as psycopg does, but not beyond ``until``; then the link is closed: it is out of step."""
@@ -117,9 +134,7 @@ class Link(psycopg.Connection[tuple[Any, ...]]):
         if self.closed:
             return False
         try:
-            poll = select.poll()
-            poll.register(self.fileno(), select.POLLIN)
-            if not poll.poll(0):
+            if not self._glance.poll(0):
                 return True
             self.execute("")  # a farewell, or only a notice: the answer tells
         except psycopg.Error:
@@ -139,6 +154,7 @@ class Link(psycopg.Connection[tuple[Any, ...]]):
         commands: list[limits.Command] = [(begin, ()), limits.local(deadline, idle=idle)]
         if self.pooled:
             commands.append((limits.session_settings(limits.SESSION, local=True), ()))
+            commands.append((limits.durable(local=True), ()))
         return commands
 
 
@@ -154,8 +170,7 @@ class Opener:
         self.settings = _settings(self.ceiling, read_only=read_only)
         self.failure: errors.Error | None = None  # of the last try, if it failed
         self.trying: float | None = None  # when the try began that is under way
-        self.refused = False  # the server is there, and does not take us: trying again helps nobody
-        self.asking = False  # whether to find that out: while the database is opened
+        self.asking = False  # whether to find out if trying again may help: while the database is opened
         known = parse(dsn)
         self.name = _name(known)
         self._secrets = _secrets(dsn, known)
@@ -175,13 +190,15 @@ class Opener:
     def failed(self, error: psycopg.Error) -> errors.Error:
         """Make our error of a failed try, and remember it: the pool tells its callers only that time is over."""
         text = self.scrub(" ".join(str(error).split()))
-        failure: errors.Error = errors.ConnectionLost(f"cannot connect to {self.name}: {text}", sqlstate=error.sqlstate)
+        text = f"cannot connect to {self.name}: {text}"
+        failure: errors.Error = errors.ConnectionLost(text, sqlstate=error.sqlstate)
         if self.asking:
             there = psycopg.conninfo.make_conninfo(self.dsn.reveal(), connect_timeout=2).encode()
             answer = psycopg.pq.PGconn.ping(there)
-            self.refused = answer in (psycopg.pq.Ping.OK, psycopg.pq.Ping.NO_ATTEMPT)
             if answer == psycopg.pq.Ping.NO_ATTEMPT:  # libpq itself does not take what the URL says
-                failure = errors.ConfigError(f"cannot connect to {self.name}: {text}")
+                failure = errors.ConfigError(text)
+            elif answer == psycopg.pq.Ping.OK:  # the server is there, and does not take us: trying again helps nobody
+                failure = errors.OperationalError(text, sqlstate=error.sqlstate)
         self.failure = failure
         return failure
 
@@ -208,7 +225,7 @@ class Opener:
             for (name, asked), given in zip(settings.items(), answer, strict=True):
                 if name not in limits.TIMES and asked.lower() != given.lower():
                     raise errors.ConfigError(f"{self.name}: {name} was set to {asked!r}, and is {given!r}")
-            if not self.read_only and _one(link, _DURABLE) == ("off",):
+            if not self.read_only and _one(link, limits.durable(local=False)) == ("off",):
                 raise errors.ConfigError(f"{self.name}: synchronous_commit stays off, so commits would not be durable")
         link.until = math.inf
 
@@ -262,7 +279,7 @@ def parse(dsn: Dsn) -> dict[str, str]:
     unknown = _unknown(dsn)
     if unknown is not None:
         raise errors.ConfigError(
-            f"{dsn} has a parameter that libpq does not know{unknown}; a '&' inside a password is written %26"
+            f"{dsn} has a parameter that neither safedb nor libpq knows{unknown}; a '&' inside a password is written %26"
         )
     found = _read(dsn)
     if found is None:
@@ -282,7 +299,7 @@ def _unknown(dsn: Dsn) -> str | None:
     for item in filter(None, dsn.reveal().partition("?")[2].split("&")):
         name = unquote(item.partition("=")[0])
         if name not in known:
-            return suggest(name, known)
+            return suggest(name, known | SHARED)
     return None
 
 

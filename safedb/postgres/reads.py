@@ -24,13 +24,22 @@ class WritesAfterAll(Exception):
     """Tell that a statement that looked like a read was refused by the READ ONLY session: it writes (25006)."""
 
 
-def read(links: Links, statement: Statement, values: Sequence[Any], deadline: float, ceiling: float) -> Fetched:
+def read(
+    links: Links,
+    statement: Statement,
+    values: Sequence[Any],
+    deadline: float,
+    ceiling: float,
+    *,
+    lend_by: float | None = None,
+) -> Fetched:
     """Run one read to its last row.
 
     ``ceiling`` is the limit in seconds that the sessions have: a deadline near it needs nothing more to be said, any
     other one is told to the server in a transaction around the statement. Raises `Again` where another try may do.
     """
-    link = links.lend(deadline)
+    link = links.lend(deadline if lend_by is None else lend_by)
+    link.until = deadline + limits.GRACE
     try:
         cursor = link.cursor()
         if link.pooled or abs(deadline - monotonic() - ceiling) > NEAR:

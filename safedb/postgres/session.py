@@ -132,15 +132,13 @@ class Session:
         if not ahead and not asks:
             _execute(cursor, sql, values, many=many)
         else:
-            helper = link.cursor()
             with link.one_trip():
                 for command, args in ahead:
-                    helper.execute(command, args)
+                    link.command(command, args)
                 _execute(cursor, sql, values, many=many)
-                if asks:
-                    helper.execute(NUMBER)
-            if asks:
-                row = helper.fetchone()
+                answer = link.command(NUMBER) if asks else None
+            if answer is not None:
+                row = answer.fetchone()
                 self.number = row[0] if row else None
         self._settled = asks or self.number is not None
         description = cursor.description
@@ -157,11 +155,15 @@ class Session:
             return [limits.local(self.deadline)]
         return []
 
-    def _own_link(self) -> Link:
+    def check_process(self) -> None:
+        """Refuse to touch the link in a forked child: it is its parent's."""
         if self._pid != os.getpid():
             raise errors.InterfaceError(
                 f"this transaction on {self._name} belongs to the process that began it, and this one is forked from it"
             )
+
+    def _own_link(self) -> Link:
+        self.check_process()
         if self.link is None:
             raise self.lost or errors.DatabaseClosed(f"this transaction on {self._name} has ended")
         return self.link

@@ -25,7 +25,14 @@ class SnapshotSession:
     """Read one committed state; for the thread that opened it."""
 
     def __init__(
-        self, links: Links, *, name: str, timeout: float, max_age: float | None = None, serializable: bool = False
+        self,
+        links: Links,
+        *,
+        name: str,
+        timeout: float,
+        max_age: float | None = None,
+        serializable: bool = False,
+        lend_by: float | None = None,
     ) -> None:
         deadline = monotonic() + timeout
         self._links = links
@@ -35,7 +42,8 @@ class SnapshotSession:
         self._cursors = 0
         self._open_cursors: list[Any] = []
         self.holder = threading.current_thread().name
-        link = links.lend(deadline)
+        link = links.lend(deadline if lend_by is None else lend_by)
+        link.until = deadline + limits.GRACE
         try:
             self._open(link, timeout, max_age, serializable=serializable)
         except BaseException:

@@ -150,11 +150,13 @@ class Writes:
 
 def _alone(link: Link, statement: Statement, values: Sequence[Any], deadline: float) -> Fetched:
     try:
-        link.execute(*limits.session(limits.milliseconds(deadline)))
+        if not link.pooled:  # a session that is lent to others after this statement is left as it is
+            link.execute(*limits.session(limits.milliseconds(deadline)))
         cursor = link.execute(statement.sql, values)
         description = cursor.description
         fetched = (cursor.fetchall() if description else [], description, cursor.rowcount)
-        link.execute(*limits.session(link.ceiling))
+        if not link.pooled:
+            link.execute(*limits.session(link.ceiling))
     except psycopg.Error as error:
         failure = classify(error, doing=shorten(statement.source), broken=link.closed)
     else:

@@ -4,6 +4,7 @@
 # ruff: noqa: PT012
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -177,6 +178,25 @@ def test_a_savepoint_whose_error_was_swallowed_inside_it_rolls_back_and_raises_a
 
     run(db, body)
     assert values(db) == ["taken", "before", "after"]
+
+
+@EVERY_KIND
+def test_a_savepoint_recovers_however_long_its_user_thinks_about_the_error(
+    db: safedb.Database, run: Callable[[safedb.Database, Body], Any]
+) -> None:
+    """Longer than the server is left without word of what remains of the deadline."""
+
+    def body(tx: safedb.Transaction) -> None:
+        with pytest.raises(safedb.UniqueViolation), tx.savepoint():
+            try:
+                insert(tx, "taken")
+            except safedb.UniqueViolation:
+                time.sleep(0.05)
+                raise
+        insert(tx, "after")
+
+    run(db, body)
+    assert values(db) == ["taken", "after"]
 
 
 @EVERY_KIND

@@ -37,9 +37,8 @@ class Sessions:
         self.name = name
 
     def pids(self, where: str = "true") -> list[int]:
-        found = self.server.execute(
-            f"SELECT pid FROM pg_stat_activity WHERE application_name = '{self.name}' AND {where} ORDER BY backend_start"
-        )
+        ours = f"application_name = '{self.name}'"
+        found = self.server.execute(f"SELECT pid FROM pg_stat_activity WHERE {ours} AND {where} ORDER BY backend_start")
         return [pid for (pid,) in found]
 
     def waiting_in(self, text: str) -> int:

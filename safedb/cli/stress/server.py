@@ -91,10 +91,10 @@ class Lock:
         self._connection = connection
 
     def take(self) -> bool:
-        """Stand in the queue for a moment, no longer: whoever comes later waits behind us meanwhile."""
+        """Stand in the server's queue for a second, then look whether to stop; who comes later waits behind us."""
         self._connection.execute("BEGIN")
         try:
-            self._connection.execute("SET LOCAL lock_timeout = '100ms'")
+            self._connection.execute("SET LOCAL lock_timeout = '1s'")
             # In the order in which a transfer takes them, else we would deadlock with it.
             self._connection.execute(f"LOCK TABLE {ACCOUNTS}, {JOURNAL}, {ROWS} IN EXCLUSIVE MODE")
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
