@@ -139,14 +139,13 @@ def test_the_settings_shown_as_toml_are_taken(folder: Path) -> None:
         load_settings(environ={}, cwd=str(folder))
 
 
-@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
-def test_the_urls_shown_are_taken(dialect: str) -> None:
+@pytest.mark.parametrize(("dialect", "scheme"), [("sqlite", "sqlite"), ("postgresql", "postgres(?:ql)?")])
+def test_the_urls_shown_are_taken(dialect: str, scheme: str) -> None:
     """Those of a line and of ``text`` blocks too, by us and, where the rest is libpq's, by libpq."""
     texts = [page.read_text("utf-8") for page in PAGES]
-    shown = {url for text in texts for url in re.findall(rf"`({dialect}://[^`…]*)`", text)}
-    shown |= {
-        url for page in PAGES for block in _blocks(page, "text") for url in re.findall(rf"{dialect}://\S+", block)
-    }
+    shown = {url for text in texts for url in re.findall(rf"`({scheme}://[^`…]*)`", text)}
+    blocks = [block for page in PAGES for block in _blocks(page, "text")]
+    shown |= {url for block in blocks for url in re.findall(rf"{scheme}://\S+", block)}
     assert shown
     for url in shown:
         target = parse_target(url)

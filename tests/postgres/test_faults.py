@@ -27,6 +27,7 @@ from support import Crew, unmeasured, wait_until
 
 import safedb
 from safedb.postgres import limits
+from safedb.postgres.opener import Link
 
 PAST = 1.0
 """Seconds by which a call may end after its deadline: twice what is meant, for a loaded machine."""
@@ -131,7 +132,7 @@ def test_a_storm_past_its_deadline_ends_with_retryable_errors(url: str, crew: Cr
         outcomes = crew.together(32, work)
         failures = [failure for _, _, some in outcomes for failure in some]
         # A deadline that passes between two statements is QueryCanceled: nothing tells it from code that is too slow.
-        assert not [one for one in failures if not one.retryable and not isinstance(one, errors.QueryCanceled)]
+        assert not [one for one in failures if not one.retryable and not isinstance(one, safedb.QueryCanceled)]
         assert max(longest for _, longest, _ in outcomes) < 0.2 + PAST
         assert db.execute("SELECT n FROM hot").scalar() == sum(done for done, _, _ in outcomes)
         at_rest(db)
@@ -612,3 +613,22 @@ def test_an_interrupt_inside_commit_says_that_nobody_knows(server: Server, url: 
     note, rest = done.stdout.splitlines()
     assert "it may be committed or not" in note, done
     assert rest == "7"
+
+
+def test_an_interrupt_while_a_link_is_looked_at_does_not_lose_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Survives its surroundings: the pool has lent the link, and nobody has it yet who would bring it back."""
+    with safedb.connect(url, retry=GENEROUS, pool=safedb.PoolConfig(max_size=1)) as db:
+        looks = iter([True, False, True])
+        real = Link.is_alive
+
+        def interrupted(link: Link) -> bool:
+            if next(looks, False):
+                raise KeyboardInterrupt
+            return real(link)
+
+        monkeypatch.setattr(Link, "is_alive", interrupted)
+        for sql in ("SELECT 1", "INSERT INTO t (v) VALUES ('x')"):
+            with pytest.raises(KeyboardInterrupt):
+                db.execute(sql)
+            db.execute(sql, timeout=10.0)
+        at_rest(db)
