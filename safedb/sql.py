@@ -20,7 +20,7 @@ from safedb.lexer import DIALECTS, Dialect, Token, place, tokenize
 from safedb.routing import Route, examine, outside_parentheses
 from safedb.types import Adapter
 
-__all__ = ["Params", "Route", "Statement", "check_many", "parse", "shorten", "split"]
+__all__ = ["Params", "Route", "Statement", "check_many", "check_stale", "parse", "shorten", "split"]
 
 Params = Sequence[Any] | Mapping[str, Any] | None
 
@@ -339,6 +339,12 @@ def check_many(statement: Statement) -> None:
         raise ProgrammingError(
             "executemany returns a row count and no rows: leave out RETURNING, or call execute for each"
         )
+
+
+def check_stale(statement: Statement) -> None:
+    """Refuse what cannot be answered by a replica."""
+    if statement.route is not Route.READ:
+        raise ProgrammingError(f"{shorten(statement.source)}: stale=True is for reads; leave it out to write")
 
 
 def shorten(sql: str) -> str:

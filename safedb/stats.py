@@ -82,10 +82,10 @@ class Stats:
     turns, ``oldest_snapshot`` the age of the oldest open snapshot or None.
 
     On PostgreSQL ``queue_depth`` are the calls that wait for a connection that writes, ``waits`` how long they did,
-    ``turns`` the write transactions begun, ``retries`` by ``serialization``, ``deadlock``, ``lock``, ``connection`` and ``plan``
-    (ALTER TABLE has made a prepared statement useless);
-    ``readers`` and ``writers`` are its two pools of connections, as they tell it themselves. What only SQLite has (the
-    WAL, checkpoints, groups larger than one) stays at its default.
+    ``turns`` the write transactions begun, ``retries`` by ``serialization``, ``deadlock``, ``lock``, ``connection`` and
+    ``plan`` (ALTER TABLE has made a prepared statement useless); ``readers`` and ``writers`` are its two pools of
+    connections, as they tell it themselves. What only SQLite has (the WAL, checkpoints, groups larger than one) stays
+    at its default.
     """
 
     dialect: str

@@ -24,6 +24,8 @@ CAUSES: dict[type[errors.Error], str] = {
     errors.NotSupportedError: "plan",
 }
 
+CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)
+
 
 class Again(Exception):
     """Carry an error after which the same thing may be tried again."""
@@ -34,46 +36,77 @@ class Again(Exception):
 
 
 class Retries:
-    """Try again, count it and tell of it; safe from any thread."""
+    """Try again, count it and tell of it; safe from any thread.
+
+    What has met a conflict is run again one at a time in each process: transactions that fail over one hot row would
+    only fail each other once more. (32 threads that count one row up to 640 over 8 connections: 4.5 s and 2,251 re-runs
+    where each waited only for its pause, 1.5 s and 280 so.) First runs wait for nothing.
+    """
+
+    _lanes = threading.local()  # of any database: a thread in one lane waits for no other, or two might for each other
 
     def __init__(self, counters: Counters, mutex: threading.Lock, hooks: Hooks, *, name: str) -> None:
         self._counters = counters
         self._mutex = mutex
         self._hooks = hooks
         self._name = name
+        self._lane = threading.Lock()
 
     def persist(self, attempt: Callable[[], T], deadline: float, policy: ResolvedRetryPolicy) -> T:
         """Run ``attempt``, and again as long as it raises `Again`; in the end raise the error that this carries."""
-        causes: list[str] = []
-        last: Again | None = None
+        try:
+            return attempt()
+        except Again as again:
+            first = again
+        try:
+            if isinstance(first.error, CONFLICTS):
+                return self._one_at_a_time(first, attempt, deadline, policy)
+            return self._run_again(first, attempt, deadline, policy)
+        except Again as again:
+            failure = again.error
+        raise failure
+
+    def _one_at_a_time(self, first: Again, attempt: Callable[[], T], deadline: float, policy: ResolvedRetryPolicy) -> T:
+        if getattr(self._lanes, "inside", False):
+            return self._run_again(first, attempt, deadline, policy)
+        if not self._lane.acquire(timeout=max(0.0, deadline - ENOUGH - monotonic())):
+            raise first
+        try:
+            self._lanes.inside = True
+            return self._run_again(first, attempt, deadline, policy)
+        finally:
+            self._lanes.inside = False
+            self._lane.release()
+
+    def _run_again(self, last: Again, attempt: Callable[[], T], deadline: float, policy: ResolvedRetryPolicy) -> T:
         end = deadline - ENOUGH
+        if monotonic() >= end:
+            raise last
 
         def once() -> T:
             nonlocal last
-            if last is not None and monotonic() >= end:
+            if monotonic() >= end:
                 raise last
             try:
                 return attempt()
             except Again as again:
                 last = again
-                causes.append(CAUSES.get(type(again.error), "other"))
                 raise
+            except (errors.QueryCanceled, errors.PoolTimeout):
+                if monotonic() < end:
+                    raise
+                raise last from None  # time was used up by what made it be run again, and that can be tried later
 
         def tell(attempts: int, waited: float) -> None:
+            cause = CAUSES.get(type(last.error), "other")
             with self._mutex:
-                self._counters.retried(causes[-1])
-            self._hooks.emit(Retried(self._name, causes[-1], attempts, waited))
+                self._counters.retried(cause)
+            self._hooks.emit(Retried(self._name, cause, attempts, waited))
 
         try:
-            try:
-                return once()
-            except Again:
-                if monotonic() >= end:
-                    raise
-                return run_again(once, policy=policy, deadline=end, may_retry=_is_again, on_retry=tell)
-        except Again as again:
-            failure = again.error
-        raise failure
+            raise last  # the schedule takes the failure that is being handled for its first
+        except Again:
+            return run_again(once, policy=policy, deadline=end, may_retry=_is_again, on_retry=tell)
 
 
 def _is_again(error: BaseException) -> bool:

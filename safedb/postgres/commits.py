@@ -49,8 +49,13 @@ def commit(session: Session, links: Links, *, name: str) -> bool:
         return False
     link.until = max(session.deadline + limits.GRACE, monotonic() + limits.COMMIT_GRACE)
     session.settle()
+    if link.pgconn.transaction_status != psycopg.pq.TransactionStatus.INTRANS:
+        # The server would answer such a COMMIT with a ROLLBACK, and call that a success.
+        raise errors.TransactionAborted(
+            f"an error had ended the transaction on {name} before COMMIT; nothing of it was kept"
+        )
     try:
-        said = link.command("COMMIT").statusmessage
+        link.commit()
     except psycopg.Error as error:
         refusal = None if link.closed else session.failed(error, "COMMIT")
     except BaseException as interrupt:
@@ -58,11 +63,11 @@ def commit(session: Session, links: Links, *, name: str) -> bool:
         link.close()
         raise
     else:
-        if said != "COMMIT":
-            raise errors.TransactionAborted(
-                f"an error had ended the transaction on {name} before COMMIT; nothing of it was kept"
-            )
+        if link.alone:
+            raise _alone(link, name)
         return False
+    if link.alone:
+        raise _alone(link, name)
     if refusal is not None:
         raise refusal
     look_up(session, link, links, name=name)
@@ -117,6 +122,15 @@ def _ask(links: Links, number: str, identity: str, deadline: float) -> tuple[str
     finally:
         links.give_back(link)
     raise failure
+
+
+def _alone(link: Link, name: str) -> errors.CommitUnknownError:
+    """Make the error for a COMMIT whose wait for a synchronous standby was cancelled."""
+    link.alone = False
+    return errors.CommitUnknownError(
+        f"COMMIT was carried out on {name}, but its wait for the synchronous standby was cancelled: if this server is "
+        f"lost now, so may be the transaction. {RECIPE}"
+    )
 
 
 def unknown(name: str, why: str) -> errors.CommitUnknownError:

@@ -25,7 +25,7 @@ from safedb.postgres.session import Session
 from safedb.postgres.snapshots import SnapshotSession
 from safedb.postgres.writes import NOT_IN_A_TRANSACTION, Writes
 from safedb.reentry import Inside
-from safedb.sql import Route, Statement, check_many, parse, shorten
+from safedb.sql import Route, Statement, check_many, check_stale, parse, shorten
 from safedb.stats import Counters, Hooks, Stats
 from safedb.targets import Dsn
 
@@ -155,14 +155,13 @@ class PostgresEngine:
     def execute_stale(self, sql: str, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
         """Run one read on a replica, which may not have the latest writes yet; on the primary where none answers."""
         plan = self._plan(sql)
-        if plan.statement.route is not Route.READ:
-            raise errors.ProgrammingError(f"{shorten(sql)}: stale=True is for reads; leave it out to write")
+        check_stale(plan.statement)
         values = plan.statement.bind(params)
         deadline = monotonic() + timeout
         for links in self._next_replicas() if not plan.writes else ():
             with self._passing_over(links):
                 soon = monotonic() + REPLICA_SHARE * timeout
-                return read(links, plan.statement, values, deadline, self.policy.timeout, lend_by=soon)
+                return read(links, plan.statement, values, deadline, lend_by=soon)
         return self._read(plan, values, deadline, policy)
 
     def _next_replicas(self) -> list[Links]:
@@ -199,9 +198,9 @@ class PostgresEngine:
         return plan
 
     def _read(self, plan: Plan, values: Sequence[Any], deadline: float, policy: ResolvedRetryPolicy) -> Fetched:
-        links, statement, ceiling = self._readers, plan.statement, self.policy.timeout
+        links, statement = self._readers, plan.statement
         try:
-            return self._retries.persist(lambda: read(links, statement, values, deadline, ceiling), deadline, policy)
+            return self._retries.persist(lambda: read(links, statement, values, deadline), deadline, policy)
         except WritesAfterAll:
             plan.writes = True
         return self._write(plan, values, deadline, policy)

@@ -1,7 +1,9 @@
 """What the server is told of a call's deadline: transaction-local limits, and how each kind of transaction begins.
 
 Limits are set with ``set_config(…, true)`` inside the transaction that they belong to, in the same round trip as BEGIN:
-so they follow the call, and hold behind a pooler that gives each transaction another session. ``lock_timeout`` is a
+so they follow the call, and hold behind a pooler that gives each transaction another session. Only where they would be
+what the session was told when it was opened (a call with the handle's own timeout, that has not waited) they are left
+out. ``lock_timeout`` is a
 little shorter than ``statement_timeout``, else the server could never say that it was a lock that was in the way
 (https://www.postgresql.org/docs/current/runtime-config-client.html).
 """
@@ -21,6 +23,7 @@ LOCK_MARGIN = 10  # milliseconds by which a lock's limit is the shorter one
 IDLE_MARGIN = 30_000  # milliseconds past the deadline after which the server ends a session that nobody works in
 LONGEST = 2**31 - 1 - IDLE_MARGIN  # milliseconds; the server counts them in 32 bits
 CLEANING = 1.0  # seconds that a rollback may take before the link is given up
+NEAR = 0.02  # seconds by which a deadline may be earlier than what its session was told once for all
 GRACE = 0.05  # seconds past the deadline that the server's own limits have to answer, before the link is given up
 COMMIT_GRACE = 5.0  # seconds that a COMMIT under way has at least, and so has a new session to answer for itself
 
@@ -78,7 +81,7 @@ def utility(deadline: float) -> list[Command]:
     ]
 
 
-TIMES = frozenset({"statement_timeout", "lock_timeout"})
+TIMES = frozenset({"statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"})
 """Settings that the server gives back in units of its own."""
 
 

@@ -38,6 +38,26 @@ _ABOUT = (
 )
 
 
+class Trip(psycopg.Pipeline):
+    """Be a pipeline that sends all that it has at its end, at once.
+
+    psycopg's own polls and sends for each command, so that results of the first arrive while the last are being made.
+    For the three or four commands around one statement that is half of what they cost.
+    """
+
+    _ending = False
+
+    def _communicate_gen(self) -> Any:
+        if self._ending:
+            while self.command_queue:
+                self.command_queue.popleft()()
+            yield from super()._communicate_gen()
+
+    def _exit_gen(self) -> Any:
+        self._ending = True
+        yield from super()._exit_gen()
+
+
 class Link(psycopg.Connection[tuple[Any, ...]]):
     """Be one connection, which is given up where no answer has come by ``until`` (monotonic seconds)."""
 
@@ -48,12 +68,14 @@ class Link(psycopg.Connection[tuple[Any, ...]]):
     identity: str | None = None  # of the server's present run; None where it cannot be told
     ceiling: int = 0  # what the session was told once for all, in milliseconds
     place: tuple[str | None, str] = (None, "")  # identity and name of the database
+    alone: bool = False  # its COMMIT did not wait for the standby that it should have waited for
 
     def __init__(self, pgconn: psycopg.pq.abc.PGconn) -> None:
         super().__init__(pgconn)
         self._kept: dict[str, psycopg.Cursor[tuple[Any, ...]]] = {}  # cursors of `command`, by text
         self._glance = select.poll()
         self._glance.register(pgconn.socket, select.POLLIN)
+        self.add_notice_handler(self._notice)
 
     @classmethod
     def connect(cls, _: str = "", *, opener: Opener, **options: Any) -> Link:  # type: ignore[override]
@@ -84,6 +106,10 @@ class Link(psycopg.Connection[tuple[Any, ...]]):
             link.close()
         raise failure  # outside of the except clauses, so that the driver's error is not even its context
 
+    def _notice(self, told: psycopg.errors.Diagnostic) -> None:
+        if told.source_function == "SyncRepWaitForLSN":  # somebody has cancelled the wait; the text is translated
+            self.alone = True
+
     def command(self, sql: str, args: Sequence[Any] = ()) -> psycopg.Cursor[tuple[Any, ...]]:
         """Execute one of our own commands, on a cursor that is kept for it: it knows how to write and read its values.
 
@@ -113,9 +139,14 @@ class Link(psycopg.Connection[tuple[Any, ...]]):
             raise
 
     @contextmanager
-    def one_trip(self) -> Iterator[None]:
-        """Send what is executed inside together. Of several errors the first is raised: it caused the others."""
+    def one_trip(self, *, streaming: bool = False) -> Iterator[None]:
+        """Send what is executed inside together. Of several errors the first is raised: it caused the others.
+
+        ``streaming`` is for much to send (`executemany`): it goes out as it comes, and answers are read meanwhile.
+        """
         first: psycopg.Error | None = None
+        if not streaming:
+            self._pipeline = Trip(self)  # pipeline() takes the one that is there
         try:
             with self.pipeline():
                 try:
@@ -148,6 +179,10 @@ class Link(psycopg.Connection[tuple[Any, ...]]):
         except psycopg.Error:
             self.close()
         return self.standby
+
+    def knows(self, deadline: float) -> bool:
+        """Tell whether the session's own limits are those of a call with this deadline."""
+        return not self.pooled and abs(deadline - monotonic() - self.ceiling / 1000) <= limits.NEAR
 
     def preamble(self, begin: str, deadline: float, *, idle: int | None = None) -> list[limits.Command]:
         """List what opens a transaction on this link."""
@@ -252,6 +287,7 @@ def _settings(ceiling: int, *, read_only: bool) -> dict[str, str]:
         "default_transaction_read_only": "on" if read_only else "off",
         "statement_timeout": str(ceiling),
         "lock_timeout": str(limits.lock_limit(ceiling)),
+        "idle_in_transaction_session_timeout": str(ceiling + limits.IDLE_MARGIN),
     }
 
 
@@ -279,7 +315,7 @@ def parse(dsn: Dsn) -> dict[str, str]:
     unknown = _unknown(dsn)
     if unknown is not None:
         raise errors.ConfigError(
-            f"{dsn} has a parameter that neither safedb nor libpq knows{unknown}; a '&' inside a password is written %26"
+            f"{dsn} has a parameter that neither safedb nor libpq knows{unknown}; write a '&' in a password as %26"
         )
     found = _read(dsn)
     if found is None:

@@ -16,7 +16,6 @@ from safedb.postgres.opener import Link
 from safedb.postgres.verdicts import DRIVER_ERRORS, classify, is_stale_plan, state_of, unanswered
 from safedb.sql import Statement, shorten
 
-NEAR = 0.05  # seconds by which a deadline may differ from what the session was told once for all
 RETRIED = frozenset({"40001", "40P01"})  # a reader meets these on a replica, whose state moves on under it
 
 
@@ -29,20 +28,19 @@ def read(
     statement: Statement,
     values: Sequence[Any],
     deadline: float,
-    ceiling: float,
     *,
     lend_by: float | None = None,
 ) -> Fetched:
     """Run one read to its last row.
 
-    ``ceiling`` is the limit in seconds that the sessions have: a deadline near it needs nothing more to be said, any
-    other one is told to the server in a transaction around the statement. Raises `Again` where another try may do.
+    A deadline that the session does not know is told to the server in a transaction around the statement. Raises
+    `Again` where another try may do.
     """
     link = links.lend(deadline if lend_by is None else lend_by)
     link.until = deadline + limits.GRACE
     try:
         cursor = link.cursor()
-        if link.pooled or abs(deadline - monotonic() - ceiling) > NEAR:
+        if not link.knows(deadline):
             _with_limits(link, cursor, statement.sql, values, deadline)
         else:
             cursor.execute(statement.sql, values)

@@ -55,7 +55,8 @@ class Session:
         if monotonic() >= self.deadline:
             raise errors.QueryCanceled(
                 f"{shorten(statement.source)}: the deadline of this transaction on {self._name} had passed before it "
-                "began, so it was not run. Do slow work before or after the transaction, or raise the timeout"
+                "began, so it was not run. Do slow work before or after the transaction, or raise the timeout",
+                retryable=True,
             )
         writes = statement.route is not Route.READ
         return self._run(statement.sql, values, doing=statement.source, many=many, writes=writes)
@@ -132,7 +133,7 @@ class Session:
         if not ahead and not asks:
             _execute(cursor, sql, values, many=many)
         else:
-            with link.one_trip():
+            with link.one_trip(streaming=many):
                 for command, args in ahead:
                     link.command(command, args)
                 _execute(cursor, sql, values, many=many)
@@ -149,7 +150,8 @@ class Session:
         now = monotonic()
         if not self.begun:
             self.begun, self._told = True, now
-            return link.preamble(limits.SERIALIZABLE, self.deadline)
+            known = link.knows(self.deadline)
+            return [(limits.SERIALIZABLE, ())] if known else link.preamble(limits.SERIALIZABLE, self.deadline)
         if now - self._told > STALE:
             self._told = now
             return [limits.local(self.deadline)]

@@ -20,7 +20,7 @@ from safedb.config import ResolvedPoolConfig, ResolvedPragmas, ResolvedRetryPoli
 from safedb.engine import Fetched
 from safedb.retry import classify
 from safedb.routing import Route
-from safedb.sql import Statement, check_many, parse, shorten
+from safedb.sql import Statement, check_many, check_stale, parse, shorten
 from safedb.sqlite import backups, location
 from safedb.sqlite import pragmas as pragma_rules
 from safedb.sqlite.blocks import Block, Blocks, Exclusive
@@ -139,7 +139,10 @@ class SqliteEngine:
             rows = self._typed(plan, rows, len(description))
         return rows, description, count
 
-    execute_stale = execute  # there is one file, and no copy of it that lags behind
+    def execute_stale(self, sql: str, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
+        """Run one read: there is one file, and no copy of it that lags behind."""
+        check_stale(parse(sql))
+        return self.execute(sql, params, timeout, policy)
 
     def _plan(self, sql: str) -> Plan:
         """Find out where a statement goes; refuse what may not be run here and now."""

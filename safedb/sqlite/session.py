@@ -56,7 +56,9 @@ class Session:
         if time.monotonic() >= self._deadline:
             raise errors.QueryCanceled(
                 f"{shorten(statement.source)}: the deadline of this transaction on {self._writer.name} had passed "
-                "before it began, so it was not run. Do slow work before or after the transaction, or raise the timeout"
+                "before it began, so it was not run. Do slow work before or after the transaction, or raise the "
+                "timeout",
+                retryable=True,
             )
         return self._run(statement.sql, values, many=many)
 

@@ -91,8 +91,8 @@ def test_writes_resume_and_nothing_is_missing_or_doubled(server: Server, how: st
         load = Load(db)
         load.start(6)
         try:
-            for _ in range(10 if LONG else 2):
-                load.go_on(2000 if LONG else 60)
+            for _ in range(6 if LONG else 2):
+                load.go_on(1000 if LONG else 60)
                 FAULTS[how](server)
             load.go_on(60)
         finally:
