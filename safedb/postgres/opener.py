@@ -45,17 +45,17 @@ class Trip(psycopg.Pipeline):
     For the three or four commands around one statement that is half of what they cost.
     """
 
-    _ending = False
-
     def _communicate_gen(self) -> Any:
-        if self._ending:
-            while self.command_queue:
-                self.command_queue.popleft()()
-            yield from super()._communicate_gen()
+        yield from ()
 
     def _exit_gen(self) -> Any:
-        self._ending = True
-        yield from super()._exit_gen()
+        self._enqueue_sync()
+        while self.command_queue:
+            self.command_queue.popleft()()
+        try:
+            yield from super()._communicate_gen()
+        finally:
+            yield from self._fetch_gen(flush=False)
 
 
 class Link(psycopg.Connection[tuple[Any, ...]]):
