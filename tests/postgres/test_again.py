@@ -135,13 +135,14 @@ def test_what_goes_well_is_run_once(bench: Bench) -> None:
 @pytest.mark.parametrize("cls", [*CAUSES, errors.OperationalError], ids=lambda cls: cls.__name__)
 def test_every_cause_is_counted_under_its_name_and_told(bench: Bench, cls: type[errors.Error]) -> None:
     """One count and one event for each re-run, numbered from 1, with the pause before it."""
-    cause = {
+    causes: dict[type[errors.Error], str] = {
         errors.SerializationFailure: "serialization",
         errors.DeadlockDetected: "deadlock",
         errors.LockTimeout: "lock",
         errors.ConnectionLost: "connection",
         errors.NotSupportedError: "plan",
-    }.get(cls, "other")
+    }
+    cause = causes.get(cls, "other")
     attempt = Script(Again(cls("first")), Again(cls("second")), "done")
     assert bench.persist(attempt) == "done"
     assert attempt.runs == 3
@@ -152,9 +153,7 @@ def test_every_cause_is_counted_under_its_name_and_told(bench: Bench, cls: type[
 def test_each_rerun_is_counted_under_what_made_it_necessary(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """Not the first error counts but the last: a conflict, then a lock, then a link that broke."""
     caplog.set_level(logging.INFO, "safedb")
-    attempt = Script(
-        Again(conflict()), Again(errors.LockTimeout("lock")), Again(errors.ConnectionLost("link")), "done"
-    )
+    attempt = Script(Again(conflict()), Again(errors.LockTimeout("lock")), Again(errors.ConnectionLost("link")), "done")
     assert bench.persist(attempt) == "done"
     assert bench.counters.retries == {"serialization": 1, "lock": 1, "connection": 1}
     assert [(event.cause, event.attempt) for event in bench.events if isinstance(event, Retried)] == [
@@ -181,9 +180,7 @@ def test_the_policys_attempts_are_all_runs_together(
 
 @pytest.mark.parametrize("before", [[], [Again(conflict())], [Again(errors.ConnectionLost("link"))]])
 @pytest.mark.parametrize("raised", [ValueError("the body's own"), errors.UniqueViolation("there"), KeyboardInterrupt()])
-def test_what_is_not_to_be_run_again_goes_through(
-    bench: Bench, before: list[Again], raised: BaseException
-) -> None:
+def test_what_is_not_to_be_run_again_goes_through(bench: Bench, before: list[Again], raised: BaseException) -> None:
     """An exception of the body's, and an interrupt, come out as they are, from the first run and from any other."""
     attempt = Script(*before, raised)
     assert error_of(lambda: bench.persist(attempt)) is raised
@@ -324,10 +321,10 @@ def test_a_thread_that_has_left_its_lane_waits_for_others_again(bench: Bench, cr
     other = Bench()
     with Holder(other, crew) as holder:
         for ending in ("done", ValueError("the body's own")):
-            error_of(lambda ending=ending: bench.persist(Script(Again(conflict()), ending)))  # type: ignore[misc]
+            error_of(lambda ending=ending: bench.persist(Script(Again(conflict()), ending)))
             error = conflict()
             attempt = Script(Again(error), "ran beside the other")
-            assert error_of(lambda attempt=attempt: other.persist(attempt, timeout=0.1)) is error  # type: ignore[misc]
+            assert error_of(lambda attempt=attempt: other.persist(attempt, timeout=0.1)) is error
             assert attempt.runs == 1
         holder.let_go()
 

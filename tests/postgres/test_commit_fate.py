@@ -358,6 +358,94 @@ def test_a_function_that_only_read_and_lost_its_commit(server: Server) -> None:
         rule.wait()
 
 
+# -- a standby that is not there --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Server]:
+    with Server() as server:
+        server.start()
+        yield server
+
+
+class Forsaken:
+    """Be a server that can be made to wait, with each COMMIT, for a standby that is not there."""
+
+    def __init__(self, server: Server, crew: Crew) -> None:
+        self.server = server
+        self._crew = crew
+
+    def forsake(self) -> None:
+        """Return when COMMITs wait: a new setting is taken in the server's own time."""
+        self._set("SET synchronous_standby_names = 'nobody'")
+        wait_until(self._waits, "COMMITs that wait for the standby")
+
+    def restore(self) -> None:
+        self._set("RESET synchronous_standby_names")
+
+    def waiting(self) -> list[int]:
+        found = self.server.execute("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+        return [pid for (pid,) in found]
+
+    def _set(self, what: str) -> None:
+        with psycopg.connect(self.server.url(), autocommit=True) as connection:
+            connection.execute("SET synchronous_commit = local")
+            connection.execute(f"ALTER SYSTEM {what}".encode())
+            connection.execute("SELECT pg_reload_conf()")
+
+    def _waits(self) -> bool:
+        with psycopg.connect(self.server.url(), autocommit=True) as connection:
+            worker = self._crew(connection.execute, "SELECT pg_logical_emit_message(true, 'a write', '')")
+            wait_until(lambda: not worker.running or bool(self.waiting()), "a COMMIT, or its wait")
+            if worker.running:
+                self.server.execute(f"SELECT pg_cancel_backend({connection.info.backend_pid})")
+                worker.result()
+                return True
+        return False
+
+
+@pytest.fixture
+def forsaken(alone: Server, crew: Crew) -> Iterator[Forsaken]:
+    forsaken = Forsaken(alone, crew)
+    yield forsaken
+    forsaken.restore()
+
+
+@pytest.mark.parametrize("end", ["pg_cancel_backend", "pg_terminate_backend"])
+@pytest.mark.parametrize("how", ALL)
+def test_a_commit_that_did_not_wait_for_its_standby_is_said_to_be_unknown(
+    forsaken: Forsaken, crew: Crew, how: str, end: str
+) -> None:
+    """Durable acknowledgement: what only the primary has may be lost with it, so it is not acknowledged.
+
+    Written down: COMMIT has been carried out and waits for the standby; somebody cancels the wait, or ends the session;
+    the server says so in a notice alone, and calls the transaction committed.
+    """
+    with Bench(forsaken.server, slow=False, pool=safedb.PoolConfig(max_size=1)) as bench:
+        bench.write(how, "before")
+        forsaken.forsake()
+        worker = crew(bench.write, how, "alone")
+        wait_until(lambda: len(forsaken.waiting()) == 1, "a COMMIT that waits for the standby")
+        assert worker.running
+        [pid] = forsaken.waiting()
+        forsaken.server.execute(f"SELECT {end}({pid})")
+        error = worker.error()
+        assert isinstance(error, safedb.CommitUnknownError)
+        assert not error.retryable
+        assert "synchronous standby" in str(error)
+        assert "was carried out" in str(error)
+        assert "Idempotency keys" in str(error)
+        assert bench.kept() == ["before", "alone"]  # run once, and there
+        assert bench.runs == 2 * (how in ("function", "block"))
+        assert bench.called_back == (how in ("function", "block"))  # for the first alone
+        assert bench.db.stats().retries == {}
+        assert bench.db.stats().commits == 1
+        forsaken.restore()
+        bench.write(how, "later")  # the link that was warned of once is as good as any other
+        assert bench.kept() == ["before", "alone", "later"]
+        at_rest(bench.db)
+
+
 # -- the server crashes ---------------------------------------------------------------------------------------------
 
 
