@@ -142,7 +142,7 @@ def wait_for_queue(db: safedb.Database, tx: safedb.Transaction, length: int) -> 
 class Line:
     """Queue writes behind an open block, one after the other; on SQLite that is the order in which they will run."""
 
-    def __init__(self, db: safedb.Database, crew: Crew, tx: safedb.Transaction) -> None:
+    def __init__(self, db: safedb.Database, crew: Crew, tx: safedb.Transaction | None = None) -> None:
         self._db = db
         self._crew = crew
         self._tx = tx
@@ -150,14 +150,18 @@ class Line:
 
     def add(self, call: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: Any) -> Worker:
         """Start ``call`` in a thread, and wait until it stands in the queue."""
+        depth = self._db.stats().queue_depth
         worker = self._crew(call, *args, name=name, **kwargs)
         self.workers.append(worker)
-        wait_until(self._all_wait, "the queue to grow")
-        if self._db.dialect == "sqlite":  # PostgreSQL lets through what has nothing to do with ``t``
+        if self._tx is not None and self._db.dialect == "postgresql":
+            wait_until(self._all_wait, "the queue to grow")  # what has nothing to do with ``t`` is let through
+        else:
+            wait_until(lambda: self._db.stats().queue_depth > depth or not worker.running, "the queue to grow")
             assert worker.running, f"it did not queue: {worker.error()!r}"
         return worker
 
     def _all_wait(self) -> bool:
+        assert self._tx is not None
         return waiting_writers(self._db, self._tx) >= sum(worker.running for worker in self.workers)
 
 

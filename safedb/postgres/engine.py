@@ -376,7 +376,7 @@ class PostgresEngine:
         return [row[0] for row in self.execute(CHECKS, None, timeout or LONG, self.policy)[0]]
 
     def optimize(self, timeout: float) -> None:
-        """Renew the statistics that the server's query planner uses; table by table, each in a transaction of its own."""
+        """Renew the statistics of the server's query planner, table by table, each in a transaction of its own."""
         self._enter_check()
         self._writes.alone(parse("ANALYZE", self.dialect), (), monotonic() + timeout)
 

@@ -69,7 +69,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[safedb.Data
     """Open one database of each kind, with one table that has a column of each type."""
     folder: Path = tmp_path_factory.mktemp("both")
     handles = []
-    for index, target in enumerate([folder / "both.db", pgserver.shared().schema()]):
+    targets: list[str | Path] = [folder / "both.db", pgserver.shared().schema()]
+    for index, target in enumerate(targets):
         columns = ", ".join(f"c_{name} {types[index]}" for name, types in COLUMNS.items())
         schema = f"CREATE TABLE vals (id BIGINT PRIMARY KEY, {columns})"
         options: dict[str, Any] = {"pragmas": safedb.Pragmas(synchronous="OFF")}
