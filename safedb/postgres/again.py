@@ -69,8 +69,12 @@ class Retries:
     def _one_at_a_time(self, first: Again, attempt: Callable[[], T], deadline: float, policy: ResolvedRetryPolicy) -> T:
         if getattr(self._lanes, "inside", False):
             return self._run_again(first, attempt, deadline, policy)
-        if not self._lane.acquire(timeout=max(0.0, deadline - ENOUGH - monotonic())):
-            raise first
+        began = monotonic()
+        if not self._lane.acquire(timeout=max(0.0, deadline - ENOUGH - began)):
+            raise errors.LockTimeout(
+                f"waited {monotonic() - began:.3f} s for a turn to be run again on {self._name} after a conflict, "
+                "behind others that are; make transactions shorter, or raise the timeout"
+            ) from first.error
         try:
             self._lanes.inside = True
             return self._run_again(first, attempt, deadline, policy)

@@ -24,7 +24,7 @@ IDLE_MARGIN = 30_000  # milliseconds past the deadline after which the server en
 LONGEST = 2**31 - 1 - IDLE_MARGIN  # milliseconds; the server counts them in 32 bits
 CLEANING = 1.0  # seconds that a rollback may take before the link is given up
 NEAR = 0.02  # seconds by which a deadline may be earlier than what its session was told once for all
-GRACE = 0.05  # seconds past the deadline that the server's own limits have to answer, before the link is given up
+GRACE = 0.08  # seconds past the deadline that the server's own limits have to answer, before the link is given up
 COMMIT_GRACE = 5.0  # seconds that a COMMIT under way has at least, and so has a new session to answer for itself
 
 SESSION = {

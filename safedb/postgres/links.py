@@ -123,7 +123,7 @@ class Links:
 
     def stats(self) -> PoolStats:
         """Show the pool at this moment."""
-        if not self._opened:
+        if not self._opened or self._closed:  # a closed pool counts what it had as lent
             return PoolStats(max_size=self._config.max_size)
         found = self._pool.get_stats()
         size = found["pool_size"]

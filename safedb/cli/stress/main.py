@@ -115,7 +115,7 @@ class Run:
 
     def _excuse(self, sides: list[Summary], where: Where) -> str | None:
         """Say why writes that safedb gave up are no broken promise: the lock was held for longer than its deadline."""
-        given_up = sum(side.locked for side in sides if side.side == SAFEDB)
+        given_up = sum(side.locked + side.conflicts for side in sides if side.side == SAFEDB)
         deadline = target.engine(where.dialect).deadline(where.place(SAFEDB, self._options.synchronous))
         if not given_up or self._options.lock_holder + _MARGIN < deadline:
             return None

@@ -69,13 +69,13 @@ class Summary:
         return {name.removeprefix(RETRIES): count for name, count in every.items()}
 
     def problems(self, excused: bool) -> list[str]:
-        """Say everything that this side must not do; ``excused``: waiting in vain for a lock has a reason outside."""
+        """Say everything that this side must not do; ``excused``: giving up at the deadline has a reason outside."""
         said = self.findings.violations() + self.broken
         if self.wrong_totals:
             said.append(f"{self.wrong_totals:,} of {self.totals:,} readings of all accounts did not add up")
         if self.locked and not excused:
             said.append(f"{self.locked:,} writes failed behind a lock")
-        if self.conflicts:
+        if self.conflicts and not excused:  # who met a conflict and then the lock may tell either
             said.append(f"{self.conflicts:,} writes failed in conflict with others, however often they were run again")
         if self.unknown:
             said.append(f"{self.unknown:,} writes ended without anybody knowing whether they were committed")
