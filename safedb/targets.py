@@ -109,7 +109,7 @@ def parse_url(url: str, where: str, *, cwd: str | None = None) -> Target:
         raise ConfigError(f"{where}, {masked(url)!r}, holds a NUL character; remove it")
     place, _, query = url[scheme.end() :].partition("?")
     if _DIALECTS[name] == "postgresql":
-        return _server(url, query, where)
+        return _server(f"{name}{url[scheme.end(1) :]}", query, where)  # libpq knows its scheme in lower case alone
     return Target("sqlite", _file(place, url, where, cwd), options=_items(query, where))
 
 

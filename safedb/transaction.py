@@ -243,10 +243,17 @@ class Rows(Iterator[Any]):
     def __init__(self, check: Callable[[], None], rows: Iterator[Any]) -> None:
         self._check = check
         self._rows = rows
+        self._failure: BaseException | None = None
 
     def __next__(self) -> Any:
         self._check()
-        return next(self._rows)
+        if self._failure is not None:  # the generator has ended with it, and would now say that there are no more rows
+            raise self._failure
+        try:
+            return next(self._rows)
+        except errors.Error as error:
+            self._failure = error
+            raise
 
     def close(self) -> None:
         """Read no more, and let go of what is open."""

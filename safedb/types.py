@@ -82,7 +82,7 @@ def plain_int(value: int) -> int:
 def plain_float(value: float) -> float:
     """Refuse NaN; infinities travel."""
     if value != value:  # only NaN differs from itself
-        raise DataError("NaN: SQLite would store NULL; pass None where NULL is meant")
+        raise DataError("NaN: SQLite would store NULL, so neither database takes it; pass None where NULL is meant")
     return value if type(value) is float else float.__float__(value)
 
 

@@ -15,6 +15,8 @@ from safedb.stats import Counters, Hooks, Retried
 T = TypeVar("T")
 
 ENOUGH = 0.03  # seconds that another try must have: in less it would only be cut off, and its error would tell less
+PATIENCE = 1.0  # seconds that a re-run waits for others that are run again: after that it is run beside them
+SHARE = 0.25  # of what is left of the deadline, if that is less
 
 CAUSES: dict[type[errors.Error], str] = {
     errors.SerializationFailure: "serialization",
@@ -40,10 +42,9 @@ class Retries:
 
     What has met a conflict is run again one at a time in each process: transactions that fail over one hot row would
     only fail each other once more. (32 threads that count one row up to 640 over 8 connections: 4.5 s and 2,251 re-runs
-    where each waited only for its pause, 1.5 s and 280 so.) First runs wait for nothing.
+    where each waited only for its pause, 1.5 s and 280 so.) First runs wait for nothing. Nobody waits long: one that is
+    stuck, behind a lock or in its user's code, holds up the others by `PATIENCE` alone.
     """
-
-    _lanes = threading.local()  # of any database: a thread in one lane waits for no other, or two might for each other
 
     def __init__(self, counters: Counters, mutex: threading.Lock, hooks: Hooks, *, name: str) -> None:
         self._counters = counters
@@ -67,20 +68,13 @@ class Retries:
         raise failure
 
     def _one_at_a_time(self, first: Again, attempt: Callable[[], T], deadline: float, policy: ResolvedRetryPolicy) -> T:
-        if getattr(self._lanes, "inside", False):
-            return self._run_again(first, attempt, deadline, policy)
-        began = monotonic()
-        if not self._lane.acquire(timeout=max(0.0, deadline - ENOUGH - began)):
-            raise errors.LockTimeout(
-                f"waited {monotonic() - began:.3f} s for a turn to be run again on {self._name} after a conflict, "
-                "behind others that are; make transactions shorter, or raise the timeout"
-            ) from first.error
+        patience = min(PATIENCE, max(0.0, SHARE * (deadline - ENOUGH - monotonic())))
+        alone = self._lane.acquire(timeout=patience)
         try:
-            self._lanes.inside = True
             return self._run_again(first, attempt, deadline, policy)
         finally:
-            self._lanes.inside = False
-            self._lane.release()
+            if alone:
+                self._lane.release()
 
     def _run_again(self, last: Again, attempt: Callable[[], T], deadline: float, policy: ResolvedRetryPolicy) -> T:
         end = deadline - ENOUGH

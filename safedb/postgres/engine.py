@@ -21,7 +21,7 @@ from safedb.postgres.again import Again, Retries
 from safedb.postgres.links import Links
 from safedb.postgres.opener import Opener
 from safedb.postgres.reads import WritesAfterAll, read
-from safedb.postgres.session import Session
+from safedb.postgres.session import Session, notifies
 from safedb.postgres.snapshots import SnapshotSession
 from safedb.postgres.writes import NOT_IN_A_TRANSACTION, Writes
 from safedb.reentry import Inside
@@ -54,7 +54,8 @@ class Plan:
 
     def __init__(self, statement: Statement) -> None:
         self.statement = statement
-        self.writes = statement.route is not Route.READ  # a READ ONLY session may turn out to refuse it
+        # A READ ONLY session may turn out to refuse it; but it would notify, and again when it is run again.
+        self.writes = statement.route is not Route.READ or notifies(statement.sql)
         self.alone = not statement.transactional  # it runs outside of a transaction: the server may turn out to say so
 
 
@@ -406,6 +407,9 @@ class PostgresEngine:
         """Close all links, once the calls under way have come to their end, or after ``timeout``. Idempotent."""
         if threading.get_ident() in self._writing:  # closing another handle waits for nothing of this thread's
             self.inside.refuse(self.name, reading=False)
+        for session in tuple(self._snapshots):
+            if session.thread == threading.get_ident():
+                session.close()  # it would wait for itself
         pools = [self._readers, self._writers, *self._replicas]
         deadline = monotonic() + timeout
         while any(links.stats().in_use for links in pools) and monotonic() < deadline:

@@ -34,6 +34,8 @@ SESSION = {
     "bytea_output": "hex",
     "extra_float_digits": "1",
     "standard_conforming_strings": "on",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
     "client_encoding": "UTF8",
     "default_transaction_isolation": "read committed",
 }

@@ -228,14 +228,22 @@ class Opener:
         text = f"cannot connect to {self.name}: {text}"
         failure: errors.Error = errors.ConnectionLost(text, sqlstate=error.sqlstate)
         if self.asking:
-            there = psycopg.conninfo.make_conninfo(self.dsn.reveal(), connect_timeout=2).encode()
-            answer = psycopg.pq.PGconn.ping(there)
+            answer = self._ping()
             if answer == psycopg.pq.Ping.NO_ATTEMPT:  # libpq itself does not take what the URL says
                 failure = errors.ConfigError(text)
             elif answer == psycopg.pq.Ping.OK:  # the server is there, and does not take us: trying again helps nobody
                 failure = errors.OperationalError(text, sqlstate=error.sqlstate)
         self.failure = failure
         return failure
+
+    def _ping(self) -> int:
+        """Ask whether a server is there; without insisting on TLS, for the lack of it is a refusal too."""
+        for sslmode in (None, "prefer"):
+            there = psycopg.conninfo.make_conninfo(self.dsn.reveal(), connect_timeout=2, sslmode=sslmode)
+            answer = psycopg.pq.PGconn.ping(there.encode())
+            if answer != psycopg.pq.Ping.NO_RESPONSE:
+                break
+        return answer
 
     def scrub(self, text: str) -> str:
         """Strike every secret from a text."""

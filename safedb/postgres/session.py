@@ -23,6 +23,8 @@ from safedb.sql import Route, Statement, shorten
 
 STALE = 0.02  # seconds after which the server is told anew what is left of the deadline
 NUMBER = "SELECT pg_current_xact_id_if_assigned()::text"
+NEW_NUMBER = "SELECT pg_current_xact_id()::text"
+TAINTING = frozenset({"DO", "CALL"})  # their code may SET what outlives the transaction, unseen
 SCHEMA_LOCK = 0x5AFEDB01  # advisory locks, the same in every process that uses safedb
 SERIAL_LOCK = 0x5AFEDB02
 
@@ -40,6 +42,7 @@ class Session:
         self.deadline = deadline
         self._serial = serial
         self._pid = os.getpid()
+        self._tainted = False  # whether something of it may stay in the session
         self._settled = False  # whether it is known if anything was written
         self.number: str | None = None  # the transaction's, once it has written and was asked
         self._told = 0.0  # when the server was told what is left
@@ -58,7 +61,8 @@ class Session:
                 "began, so it was not run. Do slow work before or after the transaction, or raise the timeout",
                 retryable=True,
             )
-        writes = statement.route is not Route.READ
+        writes = statement.route is not Route.READ or notifies(statement.sql)
+        self._tainted = self._tainted or statement.keyword in TAINTING
         return self._run(statement.sql, values, doing=statement.source, many=many, writes=writes)
 
     def savepoint(self, name: str) -> None:
@@ -137,7 +141,7 @@ class Session:
                 for command, args in ahead:
                     link.command(command, args)
                 _execute(cursor, sql, values, many=many)
-                answer = link.command(NUMBER) if asks else None
+                answer = link.command(NEW_NUMBER if notifies(sql) else NUMBER) if asks else None
             if answer is not None:
                 row = answer.fetchone()
                 self.number = row[0] if row else None
@@ -225,7 +229,10 @@ class Session:
             return
         if not self._clean(link):
             link.close()
-        self._links.give_back(link)
+        if self._tainted:
+            self._links.retire(link)
+        else:
+            self._links.give_back(link)
 
     def _clean(self, link: Link) -> bool:
         """Bring a link to rest; False where it cannot be used again."""
@@ -242,6 +249,11 @@ class Session:
         except psycopg.Error:
             return False
         return True
+
+
+def notifies(sql: str) -> bool:
+    """Tell whether a text has to do with NOTIFY, which gets its transaction a number only while COMMIT is under way."""
+    return "notify" in sql.lower()
 
 
 def _execute(cursor: Any, sql: str, values: Sequence[Any], *, many: bool) -> None:

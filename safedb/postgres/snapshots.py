@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import Any
@@ -40,8 +41,8 @@ class SnapshotSession:
         self._pid = os.getpid()
         self._failed = False
         self._cursors = 0
-        self._open_cursors: list[Any] = []
-        self.holder = threading.current_thread().name
+        self._left: deque[str] = deque()  # cursors that nobody reads any more
+        self.thread = threading.get_ident()
         link = links.lend(deadline if lend_by is None else lend_by)
         link.until = deadline + limits.GRACE
         try:
@@ -64,7 +65,10 @@ class SnapshotSession:
                 for sql, args in commands:
                     link.execute(sql, args)
         except psycopg.Error as error:
-            failure = classify(error, doing="opening a snapshot", broken=link.closed)
+            if link.cut:
+                failure: errors.Error = unanswered("opening a snapshot")
+            else:
+                failure = classify(error, doing="opening a snapshot", broken=link.closed)
         else:
             return
         if serializable and isinstance(failure, errors.QueryCanceled):
@@ -97,28 +101,30 @@ class SnapshotSession:
                 yield rows[start : start + batch], description
             return
         self._cursors += 1
-        cursor = psycopg.RawServerCursor(self._ready(statement), f"safedb_{self._cursors}")
-        self._open_cursors.append(cursor)
+        name = f"safedb_{self._cursors}"
         try:
-            rows = self._fetch(cursor, statement, values, batch, timeout)
+            rows, description = self._fetch(name, statement, values, batch, timeout)
             while rows:
-                yield rows, cursor.description
-                rows = self._fetch(cursor, statement, None, batch, timeout)
+                yield rows, description
+                rows, description = self._fetch(name, statement, None, batch, timeout)
         finally:
-            self._close_cursor(cursor)
+            # Maybe Python's garbage collector is here, in any thread and in the middle of anything: touch nothing now.
+            self._left.append(name)
 
-    def _fetch(self, cursor: Any, statement: Statement, values: Any, batch: int, timeout: float) -> list[Any]:
-        """Get the next rows of a cursor, which is declared where ``values`` are given."""
+    def _fetch(
+        self, name: str, statement: Statement, values: Sequence[Any] | None, batch: int, timeout: float
+    ) -> tuple[list[tuple[Any, ...]], Any]:
+        """Get the next rows of a cursor on the server, which is declared where ``values`` are given."""
         link = self._ready(statement)
         try:
             self._limit(link, timeout)
+            cursor = link.cursor()
             if values is not None:
-                cursor.execute(statement.sql, values)
-            rows: list[Any] = cursor.fetchmany(batch)
+                cursor.execute(f"DECLARE {name} NO SCROLL CURSOR FOR {statement.sql}", values, prepare=False)
+            cursor.execute(f"FETCH FORWARD {batch} FROM {name}", prepare=False)
+            return cursor.fetchall(), cursor.description
         except DRIVER_ERRORS as error:
             failure = self._classified(error, statement.source)
-        else:
-            return rows
         raise failure
 
     @property
@@ -139,8 +145,6 @@ class SnapshotSession:
                 link.close()
         except psycopg.Error:
             link.close()
-        for cursor in self._open_cursors:  # of iterators that were left half read: gone on the server, and closed here
-            cursor.close()
         self._links.give_back(link)
 
     # -- inside -----------------------------------------------------------------------------------------------------
@@ -169,6 +173,9 @@ class SnapshotSession:
     def _limit(self, link: Link, timeout: float) -> None:
         """Limit the next statement. The server knows the limit already, but where the snapshot has an age."""
         deadline, expires = monotonic() + timeout, self._expires
+        link.until = deadline + limits.GRACE
+        while self._left:
+            link.execute(f"CLOSE {self._left.popleft()}")
         if expires is not None:
             deadline = min(deadline, expires)
             sql, args = limits.local(deadline, idle=limits.milliseconds(expires))
@@ -189,15 +196,3 @@ class SnapshotSession:
         if link is not None and link.cut:
             return unanswered(shorten(sql))
         return classify(error, doing=shorten(sql), broken=link is None or link.closed)
-
-    def _close_cursor(self, cursor: Any) -> None:
-        link = self._link
-        if link is None or self._pid != os.getpid():
-            return  # `close` has done it; and in a forked child the link is the parent's
-        try:
-            link.until = monotonic() + limits.CLEANING
-            cursor.close()
-        except psycopg.Error:
-            self._failed = True
-        else:
-            self._open_cursors.remove(cursor)

@@ -124,8 +124,8 @@ def lost(doing: str, state: str = "") -> errors.ConnectionLost:
 def unanswered(doing: str) -> errors.QueryCanceled:
     """Make the error for a link that was given up, because no answer came by the deadline, nor word of a limit."""
     return errors.QueryCanceled(
-        f"{doing}: the server gave no answer by the deadline, so the connection was closed; nothing of it was kept. "
-        "Look at the server and the network; where it was only slow, raise the timeout"
+        f"{doing}: it was not sent and answered by the deadline, so the connection was closed; nothing of it was kept. "
+        "Look at the server and the network; where it was only slow, or large, raise the timeout"
     )
 
 

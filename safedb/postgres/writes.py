@@ -162,9 +162,10 @@ def _alone(link: Link, statement: Statement, values: Sequence[Any], deadline: fl
     else:
         return fetched
     if isinstance(failure, errors.ConnectionLost):
+        how = "no answer came by the deadline" if link.cut else "the connection broke"
         failure = errors.OperationalError(
-            f"{shorten(statement.source)}: the connection broke while it ran outside of a transaction, so it may have "
-            "been done or not: look, and run it again",
+            f"{shorten(statement.source)}: {how} while it ran outside of a transaction, so it may have been done or "
+            "not: look, and run it again",
             sqlstate=failure.sqlstate,
         )
     raise failure

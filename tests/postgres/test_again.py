@@ -294,60 +294,26 @@ def test_the_lane_of_another_database_is_another(bench: Bench, crew: Crew) -> No
         holder.let_go()
 
 
-def test_two_threads_inside_two_lanes_never_wait_for_each_other(crew: Crew) -> None:
-    """No deadlock: each enters the other's lane from inside its own, twice, and both go through.
-
-    Written down: thread 0 is inside lane 0 and thread 1 inside lane 1; then thread 0 enters lane 1 and thread 1 lane 0.
-    """
-    benches = [Bench(), Bench()]
-    inside, nested = threading.Barrier(2), threading.Barrier(2)
-
-    def run(number: int) -> str:
-        def body() -> str:
-            inside.wait(JOIN)
-            for _ in range(2):
-                attempt = Script(Again(conflict()), "nested")
-                assert benches[1 - number].persist(attempt, timeout=JOIN / 3) == "nested"
-            nested.wait(JOIN)  # so that neither lane is free before both came through
-            return f"done {number}"
-
-        result: str = benches[number].persist(Script(Again(conflict()), body))
-        return result
-
-    workers = [crew(run, number) for number in (0, 1)]
-    assert [worker.result() for worker in workers] == ["done 0", "done 1"]
+def test_nobody_waits_long_for_one_that_is_stuck(bench: Bench, crew: Crew) -> None:
+    """Isolated failure: the holder of the lane is stuck, and who has waited for a while is run beside it."""
+    with Holder(bench, crew) as holder:
+        attempt = Script(Again(conflict()), "ran beside it")
+        assert bench.persist(attempt, timeout=30.0) == "ran beside it"
+        assert attempt.runs == 2
+        assert holder.worker.running
+    assert not bench.retries._lane.locked()  # given back by its holder, and by nobody else
 
 
-def test_a_thread_that_has_left_its_lane_waits_for_others_again(bench: Bench, crew: Crew) -> None:
-    """Being inside is over with the re-run, also where it ended with an exception."""
-    other = Bench()
-    with Holder(other, crew) as holder:
-        for ending in ("done", ValueError("the body's own")):
-            error_of(lambda ending=ending: bench.persist(Script(Again(conflict()), ending)))
-            attempt = Script(Again(conflict()), "ran beside the other")
-            error = error_of(lambda attempt=attempt: other.persist(attempt, timeout=0.1))
-            assert isinstance(error, errors.LockTimeout)
-            assert attempt.runs == 1
-        holder.let_go()
-
-
-def test_a_deadline_that_comes_while_waiting_for_the_lane_is_told(bench: Bench, crew: Crew) -> None:
-    """Bounded: what was waited for is told, with the conflict as its cause; nothing was run again or counted so."""
+def test_a_deadline_that_comes_while_waiting_for_the_lane_raises_the_first_error(bench: Bench, crew: Crew) -> None:
+    """Bounded: the wait ends in time, the conflict is told, and nothing was run again or counted as such."""
     with Holder(bench, crew) as holder:
         counted = dict(bench.counters.retries)  # the holder's own
         first = conflict("the second's")
         attempt = Script(Again(first))
-        began = monotonic()
-        error = error_of(lambda: bench.persist(attempt, timeout=0.2))
-        assert isinstance(error, errors.LockTimeout)
-        assert error.retryable
-        assert error.__cause__ is first
-        assert NAME in str(error)
-        assert monotonic() - began < 10.0
+        assert error_of(lambda: bench.persist(attempt, timeout=0.1)) is first
         assert attempt.runs == 1
         assert holder.worker.running
         assert bench.counters.retries == counted
-        assert not any(isinstance(one, Again) for one in chain(error)[1:])
         holder.let_go()
     assert bench.persist(Script(Again(conflict()), "next")) == "next"  # the lane was not lost by it
 

@@ -50,8 +50,10 @@ class WithSafedb:
             return Outcome.UNKNOWN
         if isinstance(error, (safedb.SerializationFailure, safedb.DeadlockDetected)):
             return Outcome.CONFLICT
-        # Behind a lock held for longer than the deadline, calls wait for connections that wait for the lock.
-        return Outcome.LOCKED if isinstance(error, (safedb.LockTimeout, safedb.PoolTimeout)) else Outcome.OTHER
+        # Behind a lock held for longer than the deadline, calls wait for connections that wait for the lock, or their
+        # deadline comes between two statements of a function.
+        late = (safedb.LockTimeout, safedb.PoolTimeout, safedb.QueryCanceled)
+        return Outcome.LOCKED if isinstance(error, late) else Outcome.OTHER
 
     def describe(self) -> dict[str, float | int | str]:
         """Tell what was run again, by cause, and how many connections a server had to bear; SQLite needs neither."""
