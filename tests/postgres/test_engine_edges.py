@@ -453,9 +453,9 @@ def test_what_belongs_to_one_session_is_refused(db: safedb.Database) -> None:
 
 def test_an_idle_link_with_a_message_for_it_is_used(handle: Handle, url: str) -> None:
     """Something to read on an idle link is mostly a farewell; where it is a message, the link is asked, and is well."""
-    handle.db.execute("DO $$ BEGIN EXECUTE 'LISTEN news'; END $$")
     pids = handle.sessions.pids()
     [link] = engine_of(handle.db)._writers._pool._pool
+    link.execute("LISTEN news")
     rows(url, "NOTIFY news")
     wait_until(lambda: bool(link._glance.poll(0)), "the message")
     assert handle.db.execute(INSERT, ("a",)).rowcount == 1

@@ -274,7 +274,7 @@ def test_a_real_violation_names_its_constraint_and_its_key(connection: Connectio
     [
         (lambda: lost("INSERT"), "INSERT: the connection broke; nothing of it was kept, so it can be run again"),
         (lambda: lost("INSERT", "57P01"), "INSERT: the connection broke (the server said 57P01); nothing"),
-        (lambda: unanswered("INSERT"), "INSERT: the server gave no answer by the deadline"),
+        (lambda: unanswered("INSERT"), "INSERT: it was not sent and answered by the deadline"),
     ],
 )
 def test_words_of_our_own(make: Callable[[], errors.Error], words: str) -> None:
