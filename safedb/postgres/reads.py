@@ -13,6 +13,7 @@ from safedb.postgres.again import Again
 from safedb.postgres.driver import psycopg
 from safedb.postgres.links import Links
 from safedb.postgres.opener import Link
+from safedb.postgres.results import fetched
 from safedb.postgres.verdicts import DRIVER_ERRORS, classify, is_stale_plan, state_of, unanswered
 from safedb.sql import Statement, shorten
 
@@ -44,8 +45,7 @@ def read(
             _with_limits(link, cursor, statement.sql, values, deadline)
         else:
             cursor.execute(statement.sql, values)
-        description = cursor.description
-        return (cursor.fetchall() if description else [], description, cursor.rowcount)
+        return fetched(cursor)
     except DRIVER_ERRORS as error:
         failure = _failure(link, error, statement)
     except BaseException:  # an interrupt: nobody knows what is still to come on this link

@@ -18,6 +18,7 @@ from safedb.postgres import limits
 from safedb.postgres.driver import psycopg
 from safedb.postgres.links import Links
 from safedb.postgres.opener import Link
+from safedb.postgres.results import fetched
 from safedb.postgres.verdicts import DRIVER_ERRORS, classify, unanswered
 from safedb.sql import Route, Statement, shorten
 
@@ -146,8 +147,7 @@ class Session:
                 row = answer.fetchone()
                 self.number = row[0] if row else None
         self._settled = asks or self.number is not None
-        description = cursor.description
-        return (cursor.fetchall() if description else [], description, cursor.rowcount)
+        return fetched(cursor)
 
     def _ahead(self, link: Link) -> list[limits.Command]:
         """List what is to be sent ahead of the next statement."""

@@ -15,6 +15,7 @@ from safedb.postgres import limits
 from safedb.postgres.driver import psycopg
 from safedb.postgres.links import Links
 from safedb.postgres.opener import Link
+from safedb.postgres.results import fetched
 from safedb.postgres.verdicts import DRIVER_ERRORS, classify, unanswered
 from safedb.sql import Route, Statement, shorten
 
@@ -85,8 +86,7 @@ class SnapshotSession:
             cursor = link.cursor()
             self._limit(link, timeout)
             cursor.execute(statement.sql, values)
-            description = cursor.description
-            return (cursor.fetchall() if description else [], description, cursor.rowcount)
+            return fetched(cursor)
         except DRIVER_ERRORS as error:
             failure = self._classified(error, statement.source)
         raise failure
@@ -122,7 +122,7 @@ class SnapshotSession:
             if values is not None:
                 cursor.execute(f"DECLARE {name} NO SCROLL CURSOR FOR {statement.sql}", values, prepare=False)
             cursor.execute(f"FETCH FORWARD {batch} FROM {name}", prepare=False)
-            return cursor.fetchall(), cursor.description
+            return fetched(cursor)[:2]
         except DRIVER_ERRORS as error:
             failure = self._classified(error, statement.source)
         raise failure

@@ -26,6 +26,7 @@ from safedb.postgres.again import Again, Retries
 from safedb.postgres.driver import psycopg
 from safedb.postgres.links import Links
 from safedb.postgres.opener import Link
+from safedb.postgres.results import fetched
 from safedb.postgres.session import Session
 from safedb.postgres.verdicts import AGAIN, classify, is_stale_plan
 from safedb.sql import Statement, shorten
@@ -153,14 +154,13 @@ def _alone(link: Link, statement: Statement, values: Sequence[Any], deadline: fl
         if not link.pooled:  # a session that is lent to others after this statement is left as it is
             link.execute(*limits.session(limits.milliseconds(deadline)))
         cursor = link.execute(statement.sql, values)
-        description = cursor.description
-        fetched = (cursor.fetchall() if description else [], description, cursor.rowcount)
+        result = fetched(cursor)
         if not link.pooled:
             link.execute(*limits.session(link.ceiling))
     except psycopg.Error as error:
         failure = classify(error, doing=shorten(statement.source), broken=link.closed)
     else:
-        return fetched
+        return result
     if isinstance(failure, errors.ConnectionLost):
         how = "no answer came by the deadline" if link.cut else "the connection broke"
         failure = errors.OperationalError(
