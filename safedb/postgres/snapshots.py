@@ -42,7 +42,8 @@ class SnapshotSession:
         self._pid = os.getpid()
         self._failed = False
         self._cursors = 0
-        self._left: deque[str] = deque()  # cursors that nobody reads any more
+        self._declared: set[str] = set()  # cursors on the server
+        self._left: deque[str] = deque()  # those that nobody reads any more
         self.thread = threading.get_ident()
         link = links.lend(deadline if lend_by is None else lend_by)
         link.until = deadline + limits.GRACE
@@ -109,7 +110,8 @@ class SnapshotSession:
                 rows, description = self._fetch(name, statement, None, batch, timeout)
         finally:
             # Maybe Python's garbage collector is here, in any thread and in the middle of anything: touch nothing now.
-            self._left.append(name)
+            if name in self._declared:
+                self._left.append(name)
 
     def _fetch(
         self, name: str, statement: Statement, values: Sequence[Any] | None, batch: int, timeout: float
@@ -121,6 +123,7 @@ class SnapshotSession:
             cursor = link.cursor()
             if values is not None:
                 cursor.execute(f"DECLARE {name} NO SCROLL CURSOR FOR {statement.sql}", values, prepare=False)
+                self._declared.add(name)
             cursor.execute(f"FETCH FORWARD {batch} FROM {name}", prepare=False)
             return fetched(cursor)[:2]
         except DRIVER_ERRORS as error:
@@ -175,7 +178,9 @@ class SnapshotSession:
         deadline, expires = monotonic() + timeout, self._expires
         link.until = deadline + limits.GRACE
         while self._left:
-            link.execute(f"CLOSE {self._left.popleft()}")
+            name = self._left.popleft()
+            self._declared.discard(name)
+            link.execute(f"CLOSE {name}")
         if expires is not None:
             deadline = min(deadline, expires)
             sql, args = limits.local(deadline, idle=limits.milliseconds(expires))

@@ -172,7 +172,7 @@ def test_readers_are_used_again(db: safedb.Database) -> None:
 
     db.execute("SELECT count(*) FROM t")
     waited = db.stats().readers.waited
-    assert waited == (0 if db.dialect == "sqlite" else 1)  # the pool counts who waits for it to connect
+    assert waited == 0
     for read in (lambda: db.execute("SELECT count(*) FROM t"), snapshot):
         for _ in range(50):
             read()
