@@ -95,7 +95,7 @@ def test_a_row_is_refused_because_of_a_neighbour_that_is_there_in_the_end(db: sa
         first = line.add(db.execute, "INSERT INTO t (v) VALUES ('x')")
         second = line.add(db.execute, "INSERT INTO t (v) VALUES ('x')")
     outcomes = [first.error(), second.error()]
-    # PostgreSQL does not keep them in a line: who fails by itself may come last, and meet the row that is there by then.
+    # PostgreSQL keeps no line: who fails by itself may come last, and meet the row that is there by then.
     assert isinstance(lost.error(), Mishap if db.dialect == "sqlite" else Mishap | safedb.UniqueViolation)
     assert [type(error) for error in outcomes if error is not None] == [safedb.UniqueViolation]
     assert db.execute("SELECT v FROM t").fetchall() == [("x",)]
