@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from time import monotonic
+from typing import Any
 
 import pgserver
 import pytest
+from psycopg_pool.pool import WaitingClient
 from support import JOIN, Crew, wait_until
 
 import safedb
@@ -120,3 +122,28 @@ def test_who_gave_up_is_not_counted_any_more() -> None:
         thread.join(JOIN)
         assert len(raised) == 5
         assert db.stats().readers.waiting == 0
+
+
+@pytest.mark.parametrize("handed", [False, True], ids=["not yet opened", "opened at that moment"])
+def test_an_interrupt_while_a_connection_is_opened_loses_none(monkeypatch: pytest.MonkeyPatch, handed: bool) -> None:
+    """The pool would hand a connection to who has left. No signal can be sent so exactly, so the wait itself raises."""
+    wait = WaitingClient.wait
+    interrupts = [True]
+
+    def interrupted(self: Any, timeout: float) -> Any:
+        if not interrupts:
+            return wait(self, timeout)
+        interrupts.pop()
+        if handed:
+            wait(self, timeout)
+        raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"pool": safedb.PoolConfig(max_size=1), "retry": safedb.RetryPolicy(timeout=60)}
+    with safedb.connect(pgserver.shared().schema(), **options) as db:
+        monkeypatch.setattr(WaitingClient, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            db.execute("SELECT 1")  # the first read: its pool has no connection yet
+        for _ in range(3):
+            assert db.execute("SELECT 1").scalar() == 1
+        stats = db.stats().readers
+        assert (stats.size, stats.in_use, stats.waiting) == (1, 0, 0)
