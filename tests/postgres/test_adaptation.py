@@ -250,8 +250,16 @@ def test_the_other_types_come_back_as_the_documentation_says(connection: psycopg
 
 
 def test_json_that_python_cannot_read_comes_back_as_text(connection: psycopg.Connection[Any]) -> None:
+    """How deep Python reads depends on its version: newer ones go deeper than a server does."""
     for text in ("[" + "1" * 5000 + "]", "[" * 3000 + "]" * 3000):
-        assert connection.execute("SELECT $1::json, ARRAY[$1]::jsonb[]", (text,)).fetchone() == (text, [text])
+        row = connection.execute("SELECT $1::json, ARRAY[$1]::jsonb[]", (text,)).fetchone()
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError):
+            assert row == (text, [text])
+        else:
+            assert row is not None
+            assert type(row[0]) is type(row[1][0]) is list
 
 
 def test_what_belongs_to_the_process_is_neither_changed_nor_minded() -> None:
