@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Set
 
 from safedb import errors
 
@@ -16,13 +17,18 @@ class Inside:
 
     def refuse(self, name: str, *, reading: bool) -> None:
         """Raise `ReentrancyError` if the calling thread is inside a transaction, or reads inside a snapshot."""
-        ident = threading.get_ident()
-        what = self.writing.get(ident)
-        if what is not None:
-            raise errors.ReentrancyError(
-                f"this thread is inside {what} on {name}: a call through db would wait for itself. Use tx"
-            )
-        if reading and ident in self.reading:
-            raise errors.ReentrancyError(
-                f"this thread is inside a snapshot of {name}: a read through db would see another state. Use snap"
-            )
+        refuse(name, self.writing, self.reading, reading=reading)
+
+
+def refuse(name: str, inside: Mapping[int, str], snapping: Set[int], *, reading: bool) -> None:
+    """Raise `ReentrancyError` if the calling thread is ``inside`` a transaction, or reads while it is ``snapping``."""
+    ident = threading.get_ident()
+    what = inside.get(ident)
+    if what is not None:
+        raise errors.ReentrancyError(
+            f"this thread is inside {what} on {name}: a call through db would wait for itself. Use tx"
+        )
+    if reading and ident in snapping:
+        raise errors.ReentrancyError(
+            f"this thread is inside a snapshot of {name}: a read through db would see another state. Use snap"
+        )

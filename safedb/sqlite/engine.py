@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from safedb import errors
 from safedb.config import ResolvedPoolConfig, ResolvedPragmas, ResolvedRetryPolicy
 from safedb.engine import Fetched
+from safedb.reentry import refuse
 from safedb.retry import classify
 from safedb.routing import Route
 from safedb.sql import Statement, check_many, check_stale, parse, shorten
@@ -505,16 +506,7 @@ class SqliteEngine:
 
     def refuse_reentry(self, *, reading: bool) -> None:
         """Raise `ReentrancyError` if the calling thread is inside a transaction, or reads inside a snapshot."""
-        ident = threading.get_ident()
-        what = self.inside.get(ident)
-        if what is not None:
-            raise errors.ReentrancyError(
-                f"this thread is inside {what} on {self.name}: a call through db would wait for itself. Use tx"
-            )
-        if reading and ident in self.snapping:
-            raise errors.ReentrancyError(
-                f"this thread is inside a snapshot of {self.name}: a read through db would see another state. Use snap"
-            )
+        refuse(self.name, self.inside, self.snapping, reading=reading)
 
     def _read_only_error(self, statement: Statement) -> errors.Error:
         return errors.ProgrammingError(
