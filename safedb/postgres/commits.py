@@ -37,8 +37,8 @@ RECIPE = (
 )
 
 
-def commit(session: Session, links: Links, *, name: str) -> bool:
-    """Commit; return whether the transaction had to be looked up. When this returns the writes are durable.
+def commit(session: Session, links: Links, *, name: str) -> None:
+    """Commit, and look up what became of it where the answer is lost. When this returns the writes are durable.
 
     Raises what the server says against it (`SerializationFailure`, a deferred constraint, …: nothing is kept),
     `ConnectionLost` where it is known not to be committed, and `CommitUnknownError` where nobody can know.
@@ -46,7 +46,7 @@ def commit(session: Session, links: Links, *, name: str) -> bool:
     session.check_process()
     link = session.link
     if link is None or not session.begun:
-        return False
+        return
     link.until = max(session.deadline + limits.GRACE, monotonic() + limits.COMMIT_GRACE)
     session.settle()
     if link.pgconn.transaction_status != psycopg.pq.TransactionStatus.INTRANS:
@@ -65,13 +65,12 @@ def commit(session: Session, links: Links, *, name: str) -> bool:
     else:
         if link.alone:
             raise _alone(link, name)
-        return False
+        return
     if link.alone:
         raise _alone(link, name)
     if refusal is not None:
         raise refusal
     look_up(session, link, links, name=name)
-    return True
 
 
 def look_up(session: Session, link: Link, links: Links, *, name: str) -> None:
