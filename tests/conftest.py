@@ -14,6 +14,8 @@ from typing import Any
 
 import pgserver
 import pytest
+from reliability import record as record
+from reliability import seed as seed
 from support import Crew, Gate
 
 import safedb
