@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import safedb
+
+# The module that safedb uses: another one in this process would drop the locks on a file that both have open (H32).
+from safedb.sqlite.driver import sqlite3 as sqlite3
+
+Group = subprocess.Popen[str]
 
 JOIN = 30.0
 """Seconds after which a thread is given up: generous, for nothing here waits for time to pass."""
@@ -112,9 +119,9 @@ def url_of(target: Any) -> str:
     return target if isinstance(target, str) else f"sqlite:///{target}"
 
 
-def wait_until(condition: Callable[[], bool], what: str = "the condition") -> None:
-    """Wait for what another thread is about to bring about; fail after `JOIN` seconds."""
-    end = time.monotonic() + JOIN
+def wait_until(condition: Callable[[], bool], what: str = "the condition", within: float = JOIN) -> None:
+    """Wait for what another thread or process is about to bring about; fail after so many seconds."""
+    end = time.monotonic() + within
     while not condition():
         assert time.monotonic() < end, f"waited in vain for {what}"
         time.sleep(0.0005)
@@ -179,6 +186,19 @@ def line_behind_a_block(db: safedb.Database, crew: Crew) -> Iterator[Line]:
 def sizes(db: safedb.Database) -> dict[int, int]:
     """Give the group sizes counted so far."""
     return db.stats().group_sizes
+
+
+@contextmanager
+def process_group(order: list[str], *, stdout: int | None = None, stderr: int | None = None) -> Iterator[Group]:
+    """Run a command in a process group of its own, as a terminal does; the group is gone at the end, come what may."""
+    with subprocess.Popen(
+        order, stdout=stdout, stderr=stderr, text=True, start_new_session=True, env=unmeasured()
+    ) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def unmeasured() -> dict[str, str]:

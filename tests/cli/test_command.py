@@ -7,7 +7,6 @@ import os
 import pty
 import select
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from support import unmeasured
+from support import process_group, sqlite3, unmeasured
 
 from safedb.cli import main
 from safedb.cli.stress import report as reporting
@@ -160,10 +159,10 @@ def written(here: Path, name: str) -> bool:
 def test_ctrl_c_reports_what_there_is_and_leaves_nothing(here: Path, processes: str) -> None:
     """The signal goes to the whole group, children included, as a terminal sends it."""
     arguments = ("--processes", processes, "--threads", "4", "--seconds", "60", "--lock-holder", "0.2", "--json")
-    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, text=True, start_new_session=True)
-    wait_for(lambda: written(here, "by-hand"))
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    with process_group(command(*arguments), stdout=subprocess.PIPE) as process:
+        wait_for(lambda: written(here, "by-hand"))
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     report = json.loads(output)
     assert report["interrupted"] is True
@@ -176,10 +175,10 @@ def test_ctrl_c_reports_what_there_is_and_leaves_nothing(here: Path, processes: 
 
 
 def test_ctrl_c_on_the_safedb_side_reports_both(here: Path) -> None:
-    process = subprocess.Popen(command(*SHORT[2:], "--seconds", "1", "--json"), stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: written(here, "safedb"))
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    with process_group(command(*SHORT[2:], "--seconds", "4", "--json"), stdout=subprocess.PIPE) as process:
+        wait_for(lambda: written(here, "safedb"))
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
     report = json.loads(output)
     assert process.returncode == 130
     assert sides(report)["safedb"]["findings"]["checked"] > 0
@@ -189,13 +188,13 @@ def test_ctrl_c_on_the_safedb_side_reports_both(here: Path) -> None:
 
 def test_ctrl_c_twice_gives_up_at_once_and_still_cleans_up(here: Path) -> None:
     arguments = (*SHORT[2:], "--seconds", "60", "--lock-holder", "30")
-    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_for(lambda: written(here, "by-hand"))
-    os.kill(process.pid, signal.SIGSTOP)  # both are there when it wakes up
-    os.killpg(process.pid, signal.SIGINT)
-    os.killpg(process.pid, signal.SIGTERM)
-    os.kill(process.pid, signal.SIGCONT)
-    _, errors = process.communicate(timeout=60)
+    with process_group(command(*arguments), stderr=subprocess.PIPE) as process:
+        wait_for(lambda: written(here, "by-hand"))
+        os.kill(process.pid, signal.SIGSTOP)  # both are there when it wakes up
+        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signal.SIGTERM)
+        os.kill(process.pid, signal.SIGCONT)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode in {130, 143}
     assert "Interrupted twice" in errors
     assert list(here.iterdir()) == []

@@ -18,7 +18,7 @@ import psycopg
 import psycopg_pool
 import pytest
 from pgserver import Server, shared
-from support import Crew, Worker, unmeasured, wait_until
+from support import Crew, Worker, process_group, unmeasured, wait_until
 
 import safedb
 from safedb.cli import main
@@ -187,12 +187,12 @@ def in_group(group: int) -> list[str]:
 @pytest.mark.parametrize(("processes", "side"), [("1", BY_HAND), ("2", SAFEDB)])
 def test_ctrl_c_reports_what_there_is_and_leaves_nothing(url: str, processes: str, side: str) -> None:
     """The signal goes to the whole group, children included, as a terminal sends it."""
-    seconds = "60" if side == BY_HAND else "1.5"
+    seconds = "60" if side == BY_HAND else "4"
     arguments = ("--processes", processes, "--threads", "4", "--seconds", seconds, "--lock-holder", "0.2", "--json")
-    process = subprocess.Popen(command(url, *arguments), stdout=subprocess.PIPE, text=True, start_new_session=True)
-    wait_until(lambda: writing(url, side), f"{side} to write")
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    with process_group(command(url, *arguments), stdout=subprocess.PIPE) as process:
+        wait_until(lambda: writing(url, side), f"{side} to write", within=90)
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     report = json.loads(output)
     assert report["interrupted"] is True
@@ -209,14 +209,14 @@ def test_ctrl_c_reports_what_there_is_and_leaves_nothing(url: str, processes: st
 def test_ctrl_c_twice_gives_up_at_once_and_still_drops_the_tables(url: str) -> None:
     """The tables are locked by a process of ours then: it is killed, and dropping waits until the server knows."""
     arguments = ("--threads", "4", "--seconds", "60", "--lock-holder", "59")
-    process = subprocess.Popen(command(url, *arguments), stderr=subprocess.PIPE, text=True, start_new_session=True)
     held = f"SELECT 1 FROM pg_locks WHERE mode = 'ExclusiveLock' AND granted AND relation = to_regclass('{ROWS}')"
-    wait_until(lambda: ask(url, held) == [(1,)], "the lock to be held")
-    os.kill(process.pid, signal.SIGSTOP)  # both are there when it wakes up
-    os.killpg(process.pid, signal.SIGINT)
-    os.killpg(process.pid, signal.SIGTERM)
-    os.kill(process.pid, signal.SIGCONT)
-    _, errors = process.communicate(timeout=60)
+    with process_group(command(url, *arguments), stderr=subprocess.PIPE) as process:
+        wait_until(lambda: ask(url, held) == [(1,)], "the lock to be held", within=90)
+        os.kill(process.pid, signal.SIGSTOP)  # both are there when it wakes up
+        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signal.SIGTERM)
+        os.kill(process.pid, signal.SIGCONT)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode in {130, 143}
     assert "Interrupted twice" in errors
     assert relations(url) == []
