@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from safedb import errors
 from safedb.config import ResolvedRetryPolicy
-from safedb.retry import classify
+from safedb.retry import classify, is_unknown_commit
 from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.groups import Groups, Job
 from safedb.sqlite.session import Session
@@ -72,6 +72,7 @@ class Blocks:
             late = time.monotonic() - block.deadline
             committing = True
             writer.commit()
+            doubt = writer.doubt()
             self._counters.committed(1)
         except sqlite3.Error as error:
             committing = False
@@ -82,6 +83,8 @@ class Blocks:
             raise
         finally:
             self._abandon(block)
+        if doubt is not None:
+            raise doubt
         if late > 0:
             self._hooks.emit(Overrun(writer.name, "the body of a transaction block", late))
 
@@ -118,8 +121,12 @@ class Blocks:
         *,
         doing: str,
         until: float | None = None,
+        commits: bool = False,
     ) -> T:
-        """Run ``work`` outside a transaction; wait for programs that do not know safedb, and classify errors."""
+        """Run ``work`` outside a transaction; wait for programs that do not know safedb, and classify errors.
+
+        ``commits``: the work is a statement that commits by itself, so its failure may be one of COMMIT (H14).
+        """
         with self.exclusive(deadline, policy, until=until) as writer:
             try:
                 try:
@@ -132,6 +139,8 @@ class Blocks:
             except errors.Error:
                 raise
             except DRIVER_ERRORS as error:
+                if commits and is_unknown_commit(error):
+                    raise writer.failed_commit(error) from error
                 raise classify(error, doing=doing) from error
 
     def take(self, job: Job) -> None:

@@ -22,15 +22,17 @@ from safedb.reentry import refuse
 from safedb.retry import classify
 from safedb.routing import Route
 from safedb.sql import Statement, check_many, check_stale, parse, shorten
-from safedb.sqlite import backups, location
+from safedb.sqlite import backups
 from safedb.sqlite import pragmas as pragma_rules
 from safedb.sqlite.blocks import Block, Blocks, Exclusive
 from safedb.sqlite.checkpoints import Checkpoints
 from safedb.sqlite.columns import Columns, Decoders
 from safedb.sqlite.connections import Connections, Extras
-from safedb.sqlite.driver import sqlite3
+from safedb.sqlite.driver import connect, sqlite3
 from safedb.sqlite.groups import FunctionJob, Groups, Job, StatementJob
+from safedb.sqlite.health import damage
 from safedb.sqlite.keeper import Keeper
+from safedb.sqlite.presence import FileId, Presence
 from safedb.sqlite.readers import Reader, Readers, WritesAfterAll
 from safedb.sqlite.session import Session
 from safedb.sqlite.sidelock import SideLock
@@ -78,6 +80,7 @@ class SqliteEngine:
         policy: ResolvedRetryPolicy,
         extras: Extras,
         read_only: bool,
+        identity: FileId | None = None,
     ) -> None:
         self.path = path
         self.name = path or "a database in memory"
@@ -89,8 +92,8 @@ class SqliteEngine:
         self.hooks = Hooks()
         self.inside: dict[int, str] = {}  # threads inside a write transaction, by ident: what it is
         self.snapping: set[int] = set()  # threads inside a snapshot
-        self.gone: str | None = None  # why nothing more is read or written: the file is not there any more
-        self.identity: tuple[int, int] | None = None
+        self.identity = identity
+        self.presence = Presence(path, identity) if path and identity else None
         self._forking: Exclusive | None = None  # holds the turn while the process is copied
         self._plans: dict[str, Plan] = {}  # by text
         self._changing: set[int] = set()  # threads whose open transaction has changed the schema
@@ -104,8 +107,9 @@ class SqliteEngine:
         self.side = SideLock(path, mode=self.pragmas.file_mode) if path and not self.read_only else None
         self.turns = Turns(limit=pool.max_waiting)
         self.writer = Writer(
-            self.connections.writer, name=self.name, side=self.side, counters=self.counters, hooks=self.hooks
-        )
+            self.connections.writer, name=self.name, side=self.side, presence=self.presence, counters=self.counters,
+            hooks=self.hooks,
+        )  # fmt: skip
         self.groups = Groups(
             self.turns, self.writer, self.counters, self.hooks, most=pool.max_group, time_limit=pool.group_time
         )
@@ -160,7 +164,7 @@ class SqliteEngine:
             plan = Plan(statement, writes=statement.route is not Route.READ or self.path is None)
             if len(self._plans) >= LEARNT:
                 self._plans.clear()
-            if len(sql) <= LONGEST_LEARNT and self.gone is None:
+            if len(sql) <= LONGEST_LEARNT:
                 self._plans[sql] = plan
         return plan
 
@@ -212,6 +216,7 @@ class SqliteEngine:
                     policy,
                     lambda writer: writer.run(statement.sql, values),
                     doing=shorten(statement.source),
+                    commits=True,
                 )
             return self._in_block(deadline, policy, lambda session: session.run(statement, values))
         finally:
@@ -454,13 +459,9 @@ class SqliteEngine:
         limit = timeout or LONG
         session = self.open_snapshot(limit, None)
         try:
-            damage = [row[0] for row in session.run(parse("PRAGMA integrity_check"), (), limit)[0] if row != ("ok",)]
-            broken = session.run(parse("PRAGMA foreign_key_check"), (), limit)[0]
+            return damage(lambda sql: session.run(parse(sql), (), limit)[0])
         finally:
             self.close_snapshot(session, threading.get_ident())
-        return damage + [
-            f"row {row} of {table} refers to a row of {parent} that is not there" for table, row, parent, _ in broken
-        ]
 
     def backup(self, dest: str, progress: Callable[[int, int], Any] | None, timeout: float | None) -> None:
         """Copy one committed state into a new file."""
@@ -482,6 +483,7 @@ class SqliteEngine:
             self.policy,
             lambda writer: writer.run("PRAGMA optimize", ()),
             doing="PRAGMA optimize",
+            commits=True,
         )
 
     def stats(self) -> Stats:
@@ -516,19 +518,15 @@ class SqliteEngine:
 
     def _check_file(self) -> None:
         """Refuse to go on where the file was deleted or replaced: writes would go into the void (H41)."""
-        if self.gone is None and self.identity is not None and location.identity(self.name) != self.identity:
-            self.gone = (
-                f"{self.name} was deleted, moved or replaced while it was open, so nothing more is read from it or "
-                "written to it, and what was written since may be gone with it. Close its handles, and connect again"
-            )
-            self.writer.refusal = self.gone
-            self.connections.refuse(self.gone)
-            self._plans.clear()
-        if self.gone is not None:
-            raise errors.OperationalError(self.gone)
+        self.writer.check_process()
+        if self.presence is not None and self.presence.look():
+            why = str(self.presence.gone)
+            self.connections.refuse(why)
+            self._plans.clear()  # a read of a known text is sent on without a look
+            raise errors.OperationalError(why)
 
     def _wake(self) -> None:
-        if self.gone is not None or self.watcher.asleep:
+        if self.watcher.asleep or (self.presence is not None and self.presence.gone):
             self._check_file()
         if self.watcher.asleep:
             self.watcher.wake()
@@ -537,9 +535,8 @@ class SqliteEngine:
 
     def _watch(self, now: float) -> bool:
         """End what is overdue; the watcher's chore."""
-        if self.gone is None:
-            with contextlib.suppress(errors.OperationalError):  # the callers are told
-                self._check_file()
+        with contextlib.suppress(errors.OperationalError):  # the callers are told
+            self._check_file()
         self.turns.repair()
         if self.path is not None and self.columns.schema_changed():
             self._plans.clear()
@@ -563,9 +560,9 @@ class SqliteEngine:
         self.readers.close()
         self.columns.close()
         try:
-            self.writer.refusal = None
+            gone, self.writer.presence = self.presence is not None and self.presence.gone, None
             with self.blocks.exclusive(monotonic() + timeout, self.policy) as writer:
-                if self.path and self.gone is None and self.checkpoints.wal_bytes():
+                if self.path and not gone and self.checkpoints.wal_bytes():
                     writer.cursor()
                 writer.close()
         except errors.LockTimeout as error:
@@ -596,28 +593,37 @@ class SqliteEngine:
         job = Exclusive(deadline, self.policy)
         try:
             self.blocks.take(job)
+            if self.readers.pause(deadline) and (self.path is None or self.columns.pause(deadline)):
+                if self.path is None:  # what lies in memory is copied whole, and has no locks
+                    self.columns.close()
+                else:
+                    self.writer.discard()
+                if self.side is not None:
+                    self.side.close()
+                self._forking = job
         except errors.Error:
             return False
-        if not self.readers.pause(deadline):
-            self.readers.resume()
-            self.turns.leave(job)
-            return False
-        self.columns.close()
-        if self.path is not None:  # what lies in memory is copied whole, and has no locks
-            self.writer.discard()
-        if self.side is not None:
-            self.side.close()
-        self._forking = job
-        return True
+        finally:
+            if self._forking is not job:  # also after an interrupt
+                self._go_on(job)
+        return self._forking is job
+
+    def quiet_for(self, thread: int) -> bool:
+        """Tell whether `quiesce` has prepared this engine for a fork by that thread."""
+        return self._forking is not None and self._forking.thread == thread
 
     def resume(self) -> None:
         """Go on after a fork, in the parent."""
         job, self._forking = self._forking, None
         if self.path and not self.read_only:
             self.side = self.writer.side = SideLock(self.path, mode=self.pragmas.file_mode)
-        self.readers.resume()
         if job is not None:
-            self.turns.leave(job)
+            self._go_on(job)
+
+    def _go_on(self, job: Exclusive) -> None:
+        self.columns.resume()
+        self.readers.resume()
+        self.turns.leave(job)
 
     def begin_anew(self) -> None:
         """Go on after a fork, in the child: no lock and no thread of the parent's is of any use here."""
@@ -645,7 +651,7 @@ class SqliteEngine:
 @functools.cache
 def known_pragmas() -> frozenset[str]:
     """List the pragmas that this build of SQLite has."""
-    connection = sqlite3.connect(":memory:")
+    connection = connect(":memory:")
     try:
         return frozenset(name for (name,) in connection.execute("PRAGMA pragma_list"))
     finally:

@@ -337,6 +337,7 @@ class Groups:
             job.error = error
         if job.error is None:
             self._counters.committed(1)
+            job.error = writer.doubt()
         self._finish(job)
 
     def _lone_failed(self, job: StatementJob, error: BaseException) -> None:
@@ -392,7 +393,7 @@ class Groups:
     def _drive(self, job: Job, group: Group) -> None:
         """Take in whoever comes, until nobody comes or the time is up; then commit, or let a function drive on."""
         turns = self._turns
-        while not group.full:
+        while not (group.full or self._is_full(group)):  # also before the first look: the own work may have taken long
             boarded = turns.board(self._most - len(group.members), group.aboard)
             if boarded:
                 self._note_boarded(boarded)
@@ -401,7 +402,6 @@ class Groups:
                 return
             elif not self._wait_for_company(group):
                 break
-            group.full = group.full or self._is_full(group)
         self._commit(job, group)
 
     def _is_full(self, group: Group) -> bool:
@@ -594,12 +594,15 @@ class Groups:
         self._turns.leave(job)
 
     def _committed(self, group: Group) -> None:
-        """Deliver every verdict: from here on the writes are acknowledged."""
+        """Deliver every verdict: from here on the writes are acknowledged (unless their file was taken away)."""
         members = group.members
+        doubt = self._writer.doubt()
         self._company = len(members)
         self._suspicious = max(0, self._suspicious - 1)
         self._counters.committed(len(members))
         for member in members:
+            if doubt is not None and member.error is None:
+                member.value, member.error = None, doubt
             member.settle()
         self._open = None
 

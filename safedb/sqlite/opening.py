@@ -15,13 +15,11 @@ from time import monotonic
 from safedb import errors
 from safedb.config import PoolConfig, Pragmas, Settings
 from safedb.sqlite import location
-from safedb.sqlite.connections import Extras, creating, refuse_lone_memory
+from safedb.sqlite.connections import Extras, refuse_lone_memory
 from safedb.sqlite.driver import VERSION
 from safedb.sqlite.engine import SqliteEngine
+from safedb.sqlite.health import RACE_REMEDY, said_to_be_mended, wal_reset_race
 from safedb.stats import logger
-
-FIXED = (3, 51, 3)  # the WAL-reset race ended here, and in these backports (https://sqlite.org/wal.html#walresetbug)
-BACKPORTS = {(3, 44): 6, (3, 50): 7}
 
 MOST_ARGUMENTS = 100  # of an SQL function: https://sqlite.org/limits.html
 MOST_CHARACTERS = 63  # of its name, so that it fits SQLite's 255 bytes in any script
@@ -51,7 +49,8 @@ class Registry:
 
     def engines(self) -> list[SqliteEngine]:
         """List all engines."""
-        return [*self.memory, *(engine for entry in self.entries.values() for engine in entry.engines.values())]
+        entries = list(self.entries.values())  # one C call: other threads may be adding to them
+        return [*self.memory, *(engine for entry in entries for engine in list(entry.engines.values()))]
 
     def open(self, settings: Settings, extras: Extras) -> SqliteEngine:
         """Give the engine of the settings' target: the one that is there, or a new one."""
@@ -73,7 +72,7 @@ class Registry:
         place = location.examine(path, read_only=settings.read_only)
         identity = place.device_inode
         if identity is None:
-            with creating:
+            with self.mutex:  # closing the new file's descriptor would drop another thread's locks on it (H32)
                 location.create(place.realpath, settings.pragmas.effective().file_mode)
                 identity = location.identity(place.realpath)
         if identity is None:
@@ -90,10 +89,9 @@ class Registry:
         kind = settings.read_only
         engine = entry.engines.get(kind)
         if engine is None:
-            engine = _make(place.realpath, settings, extras)
-            engine.inside, engine.snapping, engine.identity = entry.inside, entry.snapping, identity
-            _start(engine, settings)
-            _report(place)
+            engine = _make(place.realpath, settings, extras, identity)
+            engine.inside, engine.snapping = entry.inside, entry.snapping
+            _start(engine, settings, place)
             entry.engines[kind], entry.handles[kind] = engine, 0
         else:
             _agree(engine, settings, extras)
@@ -131,7 +129,7 @@ class Registry:
                 engine.close(timeout)
 
 
-def _make(path: str | None, settings: Settings, extras: Extras) -> SqliteEngine:
+def _make(path: str | None, settings: Settings, extras: Extras, identity: Identity | None = None) -> SqliteEngine:
     return SqliteEngine(
         path,
         pragmas=settings.pragmas.effective(),
@@ -139,11 +137,12 @@ def _make(path: str | None, settings: Settings, extras: Extras) -> SqliteEngine:
         policy=settings.retry.effective(),
         extras=extras,
         read_only=settings.read_only,
+        identity=identity,
     )
 
 
-def _start(engine: SqliteEngine, settings: Settings) -> None:
-    """Open a first connection, so that what cannot be put in force is said now."""
+def _start(engine: SqliteEngine, settings: Settings, place: location.Location | None = None) -> None:
+    """Open a first connection, so that what cannot be put in force is said now; say what else is to be known."""
     deadline = monotonic() + settings.retry.effective().timeout
     try:
         if engine.read_only:
@@ -155,28 +154,23 @@ def _start(engine: SqliteEngine, settings: Settings) -> None:
         else:
             with engine.blocks.exclusive(deadline, engine.policy) as writer:
                 writer.cursor()
+        if place is not None:
+            _report(place)
     except BaseException:
         engine.abandon()
         raise
 
 
 def _report(place: location.Location) -> None:
+    mended = said_to_be_mended()
     if place.temporary:
         logger.warning("safedb: %s may not last: %s", place.realpath, place.temporary)
-    if wal_reset_race(VERSION):
+    if wal_reset_race(VERSION) and not mended:
         logger.info(
-            "safedb: SQLite %s has the WAL-reset race (fixed in 3.51.3): safedb never checkpoints beside a commit, but "
-            "other programs that write to %s might",
-            ".".join(map(str, VERSION)), place.realpath,
+            "safedb: SQLite %s has the WAL-reset race (https://sqlite.org/wal.html#walresetbug): safedb never "
+            "checkpoints beside a commit, but other programs that write to %s might; %s",
+            ".".join(map(str, VERSION)), place.realpath, RACE_REMEDY,
         )  # fmt: skip
-
-
-def wal_reset_race(version: tuple[int, ...]) -> bool:
-    """Tell whether this version of SQLite has the race between a checkpoint and a commit (H1)."""
-    major, minor, patch = version[:3]
-    if (major, minor) in BACKPORTS:
-        return patch < BACKPORTS[major, minor]
-    return (3, 7, 0) <= version < FIXED
 
 
 def _agree(engine: SqliteEngine, settings: Settings, extras: Extras) -> None:

@@ -6,6 +6,7 @@ Whoever has the turn (`turns.py`) calls these methods; nobody else does. The ord
 from __future__ import annotations
 
 import math
+import os
 import re
 import threading
 import time
@@ -14,8 +15,9 @@ from typing import Any
 
 from safedb import errors
 from safedb.config import ResolvedRetryPolicy
-from safedb.retry import INTERRUPT, Phase, classify, code_of, is_busy, is_unknown_commit, run_again
+from safedb.retry import INTERRUPT, Phase, classify, code_of, is_busy, is_unknown_commit, name_of, run_again
 from safedb.sqlite.driver import sqlite3
+from safedb.sqlite.presence import Presence
 from safedb.sqlite.sidelock import SideLock
 from safedb.stats import Counters, Hooks, Retried
 
@@ -67,6 +69,7 @@ class Writer:
         *,
         name: str,
         side: SideLock | None,
+        presence: Presence | None = None,
         counters: Counters,
         hooks: Hooks,
     ) -> None:
@@ -76,9 +79,10 @@ class Writer:
         self._hooks = hooks
         self.name = name
         self.watch = Watch()
-        self.refusal: str | None = None  # why nothing is written any more
+        self.presence = presence
         self.connection: sqlite3.Connection | None = None
         self._cursor: sqlite3.Cursor | None = None
+        self._pid = os.getpid()
 
     def __repr__(self) -> str:
         return f"<Writer {self.name} {self.watch.phase}>"
@@ -91,6 +95,8 @@ class Writer:
         if cursor is None:
             self.connection = self._connect()
             cursor = self._cursor = self.connection.cursor()
+            if self.presence is not None:
+                self.presence.opened()
         return cursor
 
     def adopt(self, connection: sqlite3.Connection) -> None:
@@ -113,6 +119,8 @@ class Writer:
         """Close the connection; the next use opens another. Idempotent."""
         connection, self.connection, self._cursor = self.connection, None, None
         if connection is not None:
+            if self.presence is not None:
+                self.presence.closing()
             connection.close()
 
     def interrupt(self) -> None:
@@ -125,8 +133,9 @@ class Writer:
 
     def lock(self, deadline: float) -> None:
         """Take the side files' lock, or raise `LockTimeout` at the deadline."""
-        if self.refusal is not None:
-            raise errors.OperationalError(self.refusal)
+        if self.presence is not None and self.presence.gone is not None:
+            raise errors.OperationalError(self.presence.gone)
+        self.check_process()
         side = self.side
         if side is None or side.try_acquire():
             return
@@ -143,6 +152,14 @@ class Writer:
             raise errors.LockTimeout(
                 f"waited {waited:.3f} s for another process{f' (pid {pid})' if pid else ''} that writes to "
                 f"{self.name}; see what it does, make its transactions shorter, or raise the timeout"
+            )
+
+    def check_process(self) -> None:
+        """Raise in a child that was forked without Python's hooks: it has connections, and none of their locks."""
+        if os.getpid() != self._pid:
+            raise errors.InterfaceError(
+                f"{self.name} was open when this process was forked by something that runs none of Python's hooks, and "
+                "SQLite's locks do not survive that: open it after the fork (uWSGI: lazy-apps)"
             )
 
     def unlock(self) -> None:
@@ -188,7 +205,7 @@ class Writer:
                 f"waited {time.monotonic() - started:.3f} s for the write lock of {self.name}, which a program that "
                 "does not use safedb holds (the sqlite3 shell, a backup tool, a plain connection); end its "
                 "transaction, or raise the timeout",
-                sqlite_errorname=error.sqlite_errorname,
+                sqlite_errorname=name_of(error),
             ) from error
 
     def run(self, sql: str, values: Values) -> Outcome:
@@ -219,6 +236,13 @@ class Writer:
         self._counters.commit_times.add(time.perf_counter() - started)
         self.release()
 
+    def doubt(self) -> errors.CommitUnknownError | None:
+        """Give the error for what has just been committed, if its file was taken away: nobody is told it is kept."""
+        presence = self.presence
+        if presence is None or not presence.is_lost():
+            return None
+        return errors.CommitUnknownError(str(presence.gone))
+
     def release(self) -> None:
         """End the watch and let the next process write."""
         self.watch.enter(IDLE)
@@ -239,11 +263,25 @@ class Writer:
         except sqlite3.Error:
             self.connection = self._cursor = None
 
-    def failed_commit(self, error: sqlite3.Error) -> errors.Error:
+    def failed_commit(self, error: Exception) -> errors.Error:
         """Clear up after a COMMIT that raised: roll back; after a failed fsync give up the connection (H14)."""
         ours = classify(error, doing=f"COMMIT on {self.name}", phase=Phase.COMMIT)
-        if is_unknown_commit(error):
-            self.discard()
         self.rollback()
+        if is_unknown_commit(error):
+            self._replace()
         self.release()
         return ours
+
+    def _replace(self) -> None:
+        """Give up the connection for another, which is opened first: nobody may be the last to close the file now.
+
+        Whoever opened it next would recover the WAL, and find there the transaction whose flush has failed. The kernel
+        counts its pages as written and never writes them again, so a power failure would take it, and all that was
+        committed behind it. As it is, the next transaction overwrites it. Where none can be opened the old one stays.
+        """
+        try:
+            connection = self._connect()
+        except (errors.Error, sqlite3.Error):
+            return
+        self.discard()
+        self.adopt(connection)

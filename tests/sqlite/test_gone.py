@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
-import sqlite3 as stdlib
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support import wait_until
+from support import Crew, process_group, sqlite3, wait_until
 
 import safedb
+from safedb.sqlite import presence
+from safedb.sqlite.presence import Presence
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS t(x)"
 
@@ -34,7 +40,7 @@ def move(path: Path) -> None:
 
 def replace(path: Path) -> None:
     other = path.with_suffix(".other")
-    connection = stdlib.connect(other)
+    connection = sqlite3.connect(other)
     connection.execute("CREATE TABLE t(x)")
     connection.close()
     other.replace(path)
@@ -44,13 +50,187 @@ def delete_folder(path: Path) -> None:
     shutil.rmtree(path.parent)
 
 
-@pytest.mark.parametrize("take_away", [delete, move, replace, delete_folder])
-def test_a_file_that_goes_away_is_told_of_and_nothing_more_is_acknowledged(
-    tmp_path: Path, take_away: Callable[[Path], None]
-) -> None:
+def delete_wal(path: Path) -> None:
+    path.with_name(path.name + "-wal").unlink()
+
+
+def replace_wal(path: Path) -> None:
+    delete_wal(path)
+    path.with_name(path.name + "-wal").touch()
+
+
+TAKEN_AWAY = [delete, move, replace, delete_folder, delete_wal, replace_wal]
+
+
+def insert(db: safedb.Database) -> Any:
+    return db.execute("INSERT INTO t VALUES (1)")
+
+
+def insert_many(db: safedb.Database) -> Any:
+    return db.executemany("INSERT INTO t VALUES (?)", [(1,)])
+
+
+def insert_in_a_function(db: safedb.Database) -> Any:
+    return db.run_transaction(lambda tx: tx.execute("INSERT INTO t VALUES (1)"))
+
+
+def insert_in_a_block(db: safedb.Database) -> Any:
+    with db.transaction() as tx:
+        return tx.execute("INSERT INTO t VALUES (1)")
+
+
+def create_a_table(db: safedb.Database) -> Any:
+    return db.execute("CREATE TABLE u(x)")
+
+
+def vacuum(db: safedb.Database) -> Any:
+    return db.execute("VACUUM")
+
+
+WRITES = [insert, insert_many, insert_in_a_function, insert_in_a_block, create_a_table, vacuum]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
     folder = tmp_path / "folder"
     folder.mkdir()
-    path = folder / "app.db"
+    return folder / "app.db"
+
+
+@pytest.fixture
+def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody look at the files but the call itself: in life a thread of safedb does, now and then."""
+    monkeypatch.setattr("safedb.sqlite.engine.SqliteEngine._watch", lambda self, now: True)
+
+
+@pytest.mark.usefixtures("unwatched")
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("take_away", TAKEN_AWAY)
+def test_the_very_next_write_is_not_acknowledged(
+    path: Path, take_away: Callable[[Path], None], write: Callable[[safedb.Database], Any]
+) -> None:
+    """H41. What has been committed by then nobody can know: it went into a file that has another name, or none."""
+    with safedb.connect(path, schema=SCHEMA) as db:
+        db.execute("INSERT INTO t VALUES (0)")
+        take_away(path)
+        with pytest.raises(safedb.OperationalError, match="deleted, moved or replaced"):
+            write(db)
+        with pytest.raises(safedb.OperationalError, match="connect again"):
+            db.execute("INSERT INTO t VALUES (1)")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("take_away", TAKEN_AWAY)
+def test_no_write_that_began_after_the_file_was_gone_is_acknowledged(
+    path: Path, crew: Crew, take_away: Callable[[Path], None]
+) -> None:
+    """H41, under load: four threads write as fast as they can, in groups and alone."""
+    gone = threading.Event()
+
+    def hammer(db: safedb.Database, write: Callable[[safedb.Database], Any]) -> int:
+        for acknowledged in itertools.count():
+            too_late = gone.is_set()
+            try:
+                write(db)
+            except safedb.OperationalError as error:
+                assert "deleted, moved or replaced" in str(error)  # noqa: PT017 - which error it is, is the point
+                return acknowledged
+            assert not too_late
+        raise AssertionError
+
+    with safedb.connect(path, schema=SCHEMA) as db:
+        workers = [crew(hammer, db, write) for write in (insert, insert_many, insert_in_a_function, insert_in_a_block)]
+        wait_until(lambda: db.stats().writes > 100)
+        take_away(path)
+        gone.set()
+        assert all(worker.result() for worker in workers)
+
+
+def test_whatever_else_changes_in_the_folder_is_no_reason_to_stop(path: Path) -> None:
+    with safedb.connect(path, schema=SCHEMA) as db:
+        for number in range(300):
+            neighbour = path.with_name(f"neighbour{number % 3}")
+            neighbour.touch()
+            db.execute("INSERT INTO t VALUES (?)", (number,))
+            neighbour.unlink()
+        assert db.execute("SELECT count(*) FROM t").scalar() == 300
+
+
+def test_a_wal_that_sqlite_makes_anew_is_no_reason_to_stop(path: Path) -> None:
+    """Written down: a fork closes every connection, so the WAL goes; another process writes; then we write again."""
+    other = "import safedb, sys; safedb.connect('sqlite:///' + sys.argv[1]).execute('INSERT INTO t VALUES (2)')"
+    with safedb.connect(path, schema=SCHEMA) as db:
+        for number in range(3):
+            db.execute("INSERT INTO t VALUES (?)", (number,))
+            if os.fork() == 0:
+                os._exit(0)
+            os.wait()
+            with process_group([sys.executable, "-W", "ignore", "-c", other, str(path)]) as process:
+                assert process.wait(60) == 0
+        db.execute("INSERT INTO t VALUES (3)")
+        assert db.execute("SELECT count(*) FROM t").scalar() == 7
+
+
+class TestPresence:
+    """What one look costs, and what it may rest on."""
+
+    @pytest.fixture
+    def looks(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        seen: list[str] = []
+        look = presence._file_id
+
+        def counted(path: str) -> presence.FileId | None:
+            seen.append(path)
+            return look(path)
+
+        monkeypatch.setattr(presence, "_file_id", counted)
+        return seen
+
+    @pytest.fixture
+    def watched(self, path: Path) -> Presence:
+        path.touch()
+        found = path.stat()
+        return Presence(str(path), (found.st_dev, found.st_ino))
+
+    def test_a_folder_that_stays_as_it_is_costs_one_look(self, path: Path, watched: Presence, looks: list[str]) -> None:
+        long_ago = path.stat().st_mtime - 3600
+        os.utime(path.parent, (long_ago, long_ago))
+        assert not watched.is_lost()
+        looks.clear()
+        assert not watched.is_lost()
+        assert looks == []
+
+    def test_a_folder_that_has_just_changed_is_not_relied_on(
+        self, path: Path, watched: Presence, looks: list[str]
+    ) -> None:
+        """Its next change may have the same time."""
+        os.utime(path.parent)
+        assert not watched.is_lost()
+        looks.clear()
+        assert not watched.is_lost()
+        assert looks == [str(path)]
+
+    def test_a_wal_is_looked_at_only_while_the_connection_is_open(self, path: Path, watched: Presence) -> None:
+        wal = path.with_name("app.db-wal")
+        wal.touch()
+        watched.opened()
+        assert not watched.look()
+        watched.closing()
+        wal.unlink()
+        assert not watched.look()
+        wal.touch()
+        watched.opened()
+        assert not watched.look()
+        wal.unlink()
+        assert watched.look()
+        assert "app.db-wal was deleted" in str(watched.gone)
+        assert repr(watched).endswith("gone>")
+
+
+@pytest.mark.parametrize("take_away", TAKEN_AWAY)
+def test_a_file_that_goes_away_is_told_of_and_nothing_more_is_acknowledged(
+    path: Path, take_away: Callable[[Path], None]
+) -> None:
     with safedb.connect(path, schema=SCHEMA) as db:
         db.execute("INSERT INTO t VALUES (0)")
         take_away(path)
