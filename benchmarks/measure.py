@@ -119,7 +119,10 @@ def _batch(work: Callable[[], object], calls: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """Be what many threads did in a fixed time. Times are seconds; ``rate`` is acknowledged writes a second."""
+    """Be what many threads did in a fixed time. Times are seconds; ``rate`` is acknowledged writes a second.
+
+    ``longest`` is the longest wait of all, also of those that ended in an error.
+    """
 
     rate: float
     p50: float
@@ -129,19 +132,60 @@ class Race:
     fairness: float
     failed: int
 
+    @classmethod
+    def of(cls, laps: Sequence[Lap], shares: Sequence[int]) -> Race:
+        """Sum up what one process or several did at the same time; ``shares``: between whom it was to be fair."""
+        ordered = sorted(wait for lap in laps for waits in lap.waits for wait in waits) or [0.0]
+        return cls(
+            rate=sum(lap.rate for lap in laps),
+            p50=ordered[len(ordered) // 2],
+            p99=ordered[int(len(ordered) * 0.99)],
+            p999=ordered[int(len(ordered) * 0.999)],
+            longest=max(ordered[-1], *(wait for lap in laps for wait in lap.refused), 0.0),
+            fairness=jain(shares),
+            failed=sum(len(lap.refused) for lap in laps),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Lap:
+    """Be what the threads of one process did: how many writes each in ``seconds``, and how long every write took.
+
+    ``refused``: how long those took that failed.
+    """
+
+    seconds: float
+    counts: list[int]
+    waits: list[list[float]]
+    refused: list[float]
+
+    @property
+    def rate(self) -> float:
+        """Give the acknowledged writes a second."""
+        return sum(self.counts) / self.seconds
+
 
 def race(rival: Rival, *, threads: int, seconds: float) -> Race:
     """Let ``threads`` threads write as fast as they can for ``seconds``; a write that was begun is finished."""
+    lap = run_lap(rival, threads=threads, seconds=seconds)
+    return Race.of([lap], lap.counts)
+
+
+def run_lap(rival: Rival, *, threads: int, seconds: float, first: int = 0, begin: float = 0.0) -> Lap:
+    """Do what `race` says; the threads are numbered from ``first``, and begin at ``begin`` (`time.monotonic`)."""
     barrier = threading.Barrier(threads + 1)
     waits: list[list[float]] = [[] for _ in range(threads)]
-    failed_before = rival.failed
+    refused: list[float] = []
     over = threading.Event()
     lanes = [
-        threading.Thread(target=_lane, args=(rival, number, barrier, waits[number], over), name=f"lane-{number}")
-        for number in range(threads)
+        threading.Thread(
+            target=_lane, args=(rival, first + number, barrier, wait, refused, over), name=f"lane-{number}"
+        )
+        for number, wait in enumerate(waits)
     ]
     for lane in lanes:
         lane.start()
+    time.sleep(max(0.0, begin - time.monotonic()))
     barrier.wait()
     started = time.perf_counter()
     time.sleep(seconds)
@@ -151,20 +195,18 @@ def race(rival: Rival, *, threads: int, seconds: float) -> Race:
     for lane in lanes:
         lane.join()
     for number, wait in enumerate(waits):
-        rival.acknowledged[number] += len(wait)
-    ordered = sorted(wait for lane_waits in waits for wait in lane_waits)
-    return Race(
-        rate=sum(counts) / elapsed,
-        p50=ordered[len(ordered) // 2],
-        p99=ordered[int(len(ordered) * 0.99)],
-        p999=ordered[int(len(ordered) * 0.999)],
-        longest=ordered[-1],
-        fairness=jain(counts),
-        failed=rival.failed - failed_before,
-    )
+        rival.acknowledged[first + number] += len(wait)
+    return Lap(elapsed, counts, waits, refused)
 
 
-def _lane(rival: Rival, number: int, barrier: threading.Barrier, waits: list[float], over: threading.Event) -> None:
+def _lane(
+    rival: Rival,
+    number: int,
+    barrier: threading.Barrier,
+    waits: list[float],
+    refused: list[float],
+    over: threading.Event,
+) -> None:
     write = rival.writer()
     clock, is_over, first = time.perf_counter, over.is_set, rival.acknowledged[number]
     barrier.wait()
@@ -174,7 +216,7 @@ def _lane(rival: Rival, number: int, barrier: threading.Barrier, waits: list[flo
             try:
                 write(number, first + len(waits))
             except Exception:
-                rival.failed += 1  # (a lost update of this count would be no harm: any failure is reported)
+                refused.append(clock() - started)
                 continue
             waits.append(clock() - started)
     finally:

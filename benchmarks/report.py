@@ -103,7 +103,7 @@ def _heats(heats: Heats) -> list[str]:
             f"{heats.flush * 1e3:.2f} ms",
             name,
             spread(heats.spread(name, "rate")),
-            *(_short(wait) for wait in (*waits, longest)),
+            *(short(wait) for wait in (*waits, longest)),
             f"{heats.spread(name, 'fairness').middle:.3f}",
             str(sum(race.failed for race in races)),
         ]
@@ -118,11 +118,11 @@ def _scaled(spread: Spread, factor: float) -> Spread:
 def spread(found: Spread) -> str:
     """Write it in one cell: the least, the median, the greatest."""
     if found.low == found.high:
-        return _short(found.middle)
-    return f"{_short(found.low)} … {_short(found.middle)} … {_short(found.high)}"
+        return short(found.middle)
+    return f"{short(found.low)} … {short(found.middle)} … {short(found.high)}"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Write three figures of it, thousands apart."""
     if value == 0 or value >= 100:
         return f"{value:,.0f}"

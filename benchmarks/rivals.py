@@ -10,7 +10,7 @@ import sqlite3
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Literal
@@ -39,7 +39,6 @@ class Rival(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.acknowledged: Counter[int] = Counter()
-        self.failed = 0
 
     @abstractmethod
     def writer(self) -> Write:
@@ -52,14 +51,19 @@ class Rival(ABC):
         """Close everything."""
 
     def verify(self) -> None:
-        """Count the rows: each that was acknowledged is there once, in a sound file, and no other is."""
-        with closing(sqlite3.connect(self.path)) as connection:
-            found = connection.execute("SELECT thread, count(*), count(DISTINCT number), max(number) FROM t GROUP BY 1")
-            rows = {thread: (count, distinct, last + 1) for thread, count, distinct, last in found}
-            sound = connection.execute("PRAGMA integrity_check").fetchone()[0]
-        expected = {thread: (count,) * 3 for thread, count in self.acknowledged.items() if count}
-        if rows != expected or sound != "ok":
-            raise Wrong(f"{self.name}: {self.path} holds {rows}, acknowledged were {expected}; integrity: {sound}")
+        """Count the rows of a file that nobody else has written to."""
+        verify(self.name, self.path, self.acknowledged)
+
+
+def verify(name: str, path: Path, acknowledged: Mapping[int, int]) -> None:
+    """Count the rows: each that was acknowledged is there once, in a sound file, and no other is."""
+    with closing(sqlite3.connect(path)) as connection:
+        found = connection.execute("SELECT thread, count(*), count(DISTINCT number), max(number) FROM t GROUP BY 1")
+        rows = {thread: (count, distinct, last + 1) for thread, count, distinct, last in found}
+        sound = connection.execute("PRAGMA integrity_check").fetchone()[0]
+    expected = {thread: (count,) * 3 for thread, count in acknowledged.items() if count}
+    if rows != expected or sound != "ok":
+        raise Wrong(f"{name}: {path} holds {rows}, acknowledged were {expected}; integrity: {sound}")
 
 
 class OneLock(Rival):
@@ -92,14 +96,15 @@ class BusyTimeout(Rival):
 
     name = "busy timeout"
 
-    def __init__(self, path: Path, synchronous: Synchronous) -> None:
+    def __init__(self, path: Path, synchronous: Synchronous, patience: float = PATIENCE) -> None:
         super().__init__(path)
         self._synchronous: Synchronous = synchronous
+        self._patience = patience
         self._own = threading.local()
         open_raw(path, synchronous).close()
 
     def writer(self) -> Write:
-        connection = self._own.connection = open_raw(self.path, self._synchronous)
+        connection = self._own.connection = open_raw(self.path, self._synchronous, self._patience)
         execute = connection.execute
 
         def write(thread: int, number: int) -> None:
@@ -143,9 +148,9 @@ def _insert(tx: safedb.Transaction, thread: int, number: int) -> None:
     tx.execute(INSERT, (thread, number, PAYLOAD))
 
 
-def open_raw(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
+def open_raw(path: Path, synchronous: Synchronous, patience: float = PATIENCE) -> sqlite3.Connection:
     """Open a connection as a careful program does by hand."""
-    connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     connection.execute("PRAGMA foreign_keys = ON")

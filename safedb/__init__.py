@@ -36,6 +36,7 @@ from safedb.result import Result
 from safedb.rows import class_row, dict_row, namedtuple_row, tuple_row
 from safedb.stats import (
     Event,
+    FailedCheckpoint,
     LongSnapshot,
     Overrun,
     PoolStats,
@@ -52,8 +53,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CheckViolation", "CommitUnknownError", "ConfigError", "ConnectionLost", "DataError", "Database", "DatabaseClosed",
-    "DatabaseError", "DatabaseFull", "DeadlockDetected", "Error", "Event", "ForeignKeyViolation", "IntegrityError",
-    "InterfaceError", "InternalError", "Json", "LockTimeout", "LongSnapshot", "NotNullViolation", "NotSupportedError",
+    "DatabaseError", "DatabaseFull", "DeadlockDetected", "Error", "Event", "FailedCheckpoint", "ForeignKeyViolation",
+    "IntegrityError", "InterfaceError", "InternalError", "Json", "LockTimeout", "LongSnapshot", "NotNullViolation", "NotSupportedError",
     "OperationalError", "Overrun", "PoolConfig", "PoolStats", "PoolTimeout", "Pragmas", "ProgrammingError",
     "QueryCanceled", "QueueFull", "ReentrancyError", "Result", "Retried", "RetryPolicy", "Savepoint",
     "SerializationFailure", "SlowCheckpoint", "SlowWait", "Snapshot", "Stats", "Transaction", "TransactionAborted",

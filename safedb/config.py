@@ -5,7 +5,9 @@ a file stays in force under ``Pragmas.balanced()`` in code. The levels below cod
 
 - the URL's query: ``sqlite:///app.db?synchronous=NORMAL&timeout=3&mode=ro``;
 - the environment: ``SAFEDB_`` and a field's name in capitals (``SAFEDB_SYNCHRONOUS``); besides, ``SAFEDB_URL`` is the
-  target, ``SAFEDB_CONFIG`` the path of a file, and ``SAFEDB_TEST_*`` and ``SAFEDB_BENCH_*`` belong to the test suite;
+  target, ``SAFEDB_CONFIG`` the path of a file, ``SAFEDB_SQLITE`` chooses SQLite's module (`safedb.sqlite.driver`),
+  ``SAFEDB_WAL_RESET_FIXED`` says that it is mended (`safedb.sqlite.health`), and ``SAFEDB_TEST_*`` and
+  ``SAFEDB_BENCH_*`` belong to the test suite;
 - one TOML file: that of ``SAFEDB_CONFIG``, else ``safedb.toml``, else ``[tool.safedb]`` of ``pyproject.toml``, both in
   the current folder; it has ``url`` and the tables ``pragmas``, ``retry`` and ``pool``.
 
@@ -55,7 +57,8 @@ _PREFIX = "SAFEDB_"
 _FREE = ("SAFEDB_TEST_", "SAFEDB_BENCH_")
 _TABLES: dict[str, type[Options]] = {"pragmas": Pragmas, "retry": RetryPolicy, "pool": PoolConfig}
 _FIELDS = [name for cls in _TABLES.values() for name in cls.kinds()]
-_VARIABLES = {"SAFEDB_URL", "SAFEDB_CONFIG", *(_PREFIX + name.upper() for name in _FIELDS)}
+_OTHERS = ("URL", "CONFIG", "SQLITE", "WAL_RESET_FIXED")
+_VARIABLES = {_PREFIX + name.upper() for name in (*_OTHERS, *_FIELDS)}
 
 _O = TypeVar("_O", bound=Options)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from time import monotonic
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
 from safedb import errors
 from safedb.config import (
@@ -32,6 +34,8 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 Progress = Callable[[int, int], Any]
+
+_MOMENT = 0.001  # seconds: for what finds its deadline over, and is to say so
 
 
 def connect(
@@ -67,6 +71,7 @@ def connect(
     goes first, is told in `safedb.config`. Raises `ConfigError` for what cannot be put in force, `LockTimeout` where
     another program holds the file until ``retry.timeout``.
     """
+    began = monotonic()
     settings, failure = _settings(target, pragmas=pragmas, retry=retry, pool=pool, read_only=read_only)
     del target  # it may hold a password, and some tools show the variables of every frame that an error has passed
     if settings is None:
@@ -88,12 +93,13 @@ def connect(
         from safedb import postgres
 
         engine, close = postgres.open_engine(settings, replicas, serial_writes=serial_writes)
-    database = Database(engine, settings.retry.effective(), row_factory, close)
+    retry_policy = settings.retry.effective()
+    database = Database(engine, retry_policy, row_factory, close)
     try:
         if on_event is not None:
             database._listen(on_event)
         if schema is not None:
-            database._create(schema)
+            database._create(schema, max(began + retry_policy.timeout - monotonic(), _MOMENT))
     except BaseException:
         database.close()
         raise
@@ -198,6 +204,7 @@ class Database:
             tx.finish()
             engine.commit(block)
         except BaseException:
+            block.left = True  # first, by a statement that no interrupt can come before
             if tx is not None:
                 tx.close()
             engine.rollback(block)
@@ -264,13 +271,13 @@ class Database:
         """
         engine, limit = self._engine, self._limit(timeout)
         age = None if max_age is None else check_timeout(max_age)
-        session = engine.open_snapshot(limit, age, serializable=serializable, stale=stale)
         ident = threading.get_ident()
-        snap = Snapshot(engine, session, self._factory, limit)
+        session = engine.open_snapshot(limit, age, serializable=serializable, stale=stale)
         try:
-            yield snap
+            with contextlib.closing(Snapshot(engine, session, self._factory, limit)) as snap:
+                yield snap
         finally:
-            snap.close()
+            session.left = True  # first, by a statement that no interrupt can come before
             engine.close_snapshot(session, ident)
 
     # -- house-keeping ------------------------------------------------------------------------------------------------
@@ -333,6 +340,12 @@ class Database:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise errors.InterfaceError(
+            f"{self!r} cannot be copied or pickled: its locks and threads belong to this process. Give the other "
+            "process the URL, and let it connect; a forked child may use the handle that it inherits"
+        )
+
     def __del__(self) -> None:
         if getattr(self, "_open", False):
             warnings.warn(
@@ -346,10 +359,10 @@ class Database:
         self._hook = hook
         self._engine.hooks.add(hook)
 
-    def _create(self, schema: str | Iterable[str]) -> None:
+    def _create(self, schema: str | Iterable[str], timeout: float) -> None:
         scripts = [schema] if isinstance(schema, str) else list(schema)
         statements = [statement for script in scripts for statement in split(script, self.dialect)]
-        self._engine.execute_script(statements, self._timeout, self._retry)
+        self._engine.execute_script(statements, timeout, self._retry)
 
 
 class _Closed:

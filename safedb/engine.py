@@ -74,7 +74,7 @@ class Engine(Protocol):
         """Turn stored values into those of the declared types."""
 
     def block(self, timeout: float, policy: ResolvedRetryPolicy) -> Any:
-        """Make a block for the calling thread; nothing is held yet."""
+        """Make a block for the calling thread; nothing is held yet. Its ``left`` is set when it is being left."""
 
     def begin(self, block: Any) -> SessionLike:
         """Open a block; `commit` or `rollback` must follow, whatever comes."""
@@ -91,7 +91,7 @@ class Engine(Protocol):
     def open_snapshot(
         self, timeout: float, max_age: float | None, *, serializable: bool = False, stale: bool = False
     ) -> Any:
-        """Fix one committed state for the calling thread."""
+        """Fix one committed state for the calling thread. Its ``left`` is set when it is being left."""
 
     def close_snapshot(self, session: Any, ident: int) -> None:
         """End a snapshot."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Set
+from collections.abc import Container, Mapping
 
 from safedb import errors
 
@@ -20,7 +20,7 @@ class Inside:
         refuse(name, self.writing, self.reading, reading=reading)
 
 
-def refuse(name: str, inside: Mapping[int, str], snapping: Set[int], *, reading: bool) -> None:
+def refuse(name: str, inside: Mapping[int, object], snapping: Container[int], *, reading: bool) -> None:
     """Raise `ReentrancyError` if the calling thread is ``inside`` a transaction, or reads while it is ``snapping``."""
     ident = threading.get_ident()
     what = inside.get(ident)

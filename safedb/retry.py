@@ -10,7 +10,8 @@ BEGIN      nothing was done                                       BUSY: wait and
 INSIDE     nothing is committed; SQLite may have rolled back      run the whole transaction again, if it may
                                                                   be run twice
 COMMIT     BUSY, FULL, a failed write: not committed;             say so; never a blind retry
-           a failed fsync: nobody can know (`CommitUnknownError`)
+           a failed fsync, or an index of the WAL that cannot
+           grow: nobody can know (`CommitUnknownError`)
 =========  =====================================================  =========================================
 
 tenacity holds the schedule (exponential backoff, full jitter, one total deadline). It is entered only after a first
@@ -22,7 +23,7 @@ from __future__ import annotations
 import enum
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from safedb import errors
@@ -46,6 +47,9 @@ FULL, CANTOPEN, SCHEMA, TOOBIG, CONSTRAINT, MISMATCH, MISUSE, AUTH, RANGE, NOTAD
 )
 IOERR_FSYNC = IOERR | 4 << 8
 IOERR_DIR_FSYNC = IOERR | 5 << 8
+IOERR_NOMEM = IOERR | 12 << 8
+IOERR_SHMSIZE = IOERR | 19 << 8
+IOERR_SHMMAP = IOERR | 21 << 8
 BUSY_SNAPSHOT = BUSY | 2 << 8
 
 CONSTRAINTS: dict[int, type[errors.IntegrityError]] = {
@@ -83,6 +87,37 @@ REMEDIES: dict[int, str] = {
 }
 
 
+def _extended() -> Iterator[tuple[int, str]]:
+    for primary, name, words in (
+        (ERROR, "ERROR", "MISSING_COLLSEQ RETRY SNAPSHOT"),
+        (ABORT, "ABORT", "- ROLLBACK"),
+        (BUSY, "BUSY", "RECOVERY SNAPSHOT TIMEOUT"),
+        (LOCKED, "LOCKED", "SHAREDCACHE VTAB"),
+        (READONLY, "READONLY", "RECOVERY CANTLOCK ROLLBACK DBMOVED CANTINIT DIRECTORY"),
+        (
+            IOERR,
+            "IOERR",
+            "READ SHORT_READ WRITE FSYNC DIR_FSYNC TRUNCATE FSTAT UNLOCK RDLOCK DELETE BLOCKED NOMEM ACCESS"
+            " CHECKRESERVEDLOCK LOCK CLOSE DIR_CLOSE SHMOPEN SHMSIZE SHMLOCK SHMMAP SEEK DELETE_NOENT MMAP GETTEMPPATH"
+            " CONVPATH VNODE AUTH BEGIN_ATOMIC COMMIT_ATOMIC ROLLBACK_ATOMIC DATA CORRUPTFS IN_PAGE",
+        ),
+        (CORRUPT, "CORRUPT", "VTAB SEQUENCE INDEX"),
+        (CANTOPEN, "CANTOPEN", "NOTEMPDIR ISDIR FULLPATH CONVPATH DIRTYWAL SYMLINK"),
+        (
+            CONSTRAINT,
+            "CONSTRAINT",
+            "CHECK COMMITHOOK FOREIGNKEY FUNCTION NOTNULL PRIMARYKEY TRIGGER UNIQUE VTAB ROWID PINNED DATATYPE",
+        ),
+        (AUTH, "AUTH", "USER"),
+    ):
+        for number, word in enumerate(words.split(), 1):
+            yield primary | number << 8, f"SQLITE_{name}_{word}"
+
+
+EXTENDED = dict(_extended())
+"""The names of the extended result codes."""
+
+
 class Phase(enum.Enum):
     """Name where in its transaction an error came."""
 
@@ -97,14 +132,24 @@ def code_of(error: BaseException) -> int:
     return code if isinstance(code, int) else 0
 
 
+def name_of(error: BaseException) -> str | None:
+    """Give the name of SQLite's result code; some codes are newer than the driver's list of names (H6)."""
+    name = getattr(error, "sqlite_errorname", None)
+    return name if name not in ("unknown", "SQLITE_UNKNOWN") else EXTENDED.get(code_of(error))
+
+
 def is_busy(error: BaseException) -> bool:
     """Tell whether another connection's lock was in the way (BUSY and its kin, never LOCKED: that is our own)."""
     return code_of(error) & 0xFF == BUSY
 
 
 def is_unknown_commit(error: BaseException) -> bool:
-    """Tell whether a COMMIT that failed so may still be found committed after a crash (a failed fsync: H14)."""
-    return code_of(error) in (IOERR_FSYNC, IOERR_DIR_FSYNC)
+    """Tell whether a COMMIT that failed so may still be found committed after a crash (H14).
+
+    After a failed fsync nobody knows what is on the disk. The others come when the WAL's index cannot be made larger,
+    which is tried after the transaction is in the WAL, whole and flushed: a recovery would find it there.
+    """
+    return code_of(error) in (IOERR_FSYNC, IOERR_DIR_FSYNC, IOERR_SHMSIZE, IOERR_SHMMAP, IOERR_NOMEM)
 
 
 def classify(error: BaseException, *, doing: str, phase: Phase = Phase.INSIDE) -> errors.Error:
@@ -112,9 +157,7 @@ def classify(error: BaseException, *, doing: str, phase: Phase = Phase.INSIDE) -
     if isinstance(error, errors.Error):
         return error
     code = code_of(error)
-    name = getattr(error, "sqlite_errorname", None)
-    if name == "unknown":  # some codes are newer than the driver's list of names
-        name = None
+    name = name_of(error)
     if not code:
         ours: errors.Error = _without_code(error, doing)
     elif phase is Phase.COMMIT and is_unknown_commit(error):

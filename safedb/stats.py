@@ -185,6 +185,16 @@ class SlowCheckpoint(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class FailedCheckpoint(Event):
+    """Tell that the disk failed under a checkpoint of the keeper's, which is tried again. Nothing is lost by it."""
+
+    error: str
+    wal_bytes: int
+
+    level = logging.WARNING
+
+
+@dataclass(frozen=True, slots=True)
 class LongSnapshot(Event):
     """Tell that an open snapshot keeps the WAL from shrinking. ``holder``: the thread's name; ``age`` in seconds."""
 

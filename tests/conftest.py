@@ -59,9 +59,10 @@ Connect = Callable[..., safedb.Database]
 
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away the settings of the machine that runs the tests."""
+    """Take away the settings of the machine that runs the tests, but for the choice of SQLite: it is made already."""
     for name in list(os.environ):
-        ours = name.startswith("SAFEDB_") and not name.startswith(("SAFEDB_TEST_", "SAFEDB_BENCH_"))
+        kept = ("SAFEDB_TEST_", "SAFEDB_BENCH_", "SAFEDB_SQLITE")
+        ours = name.startswith("SAFEDB_") and not name.startswith(kept)
         if ours or name == "DATABASE_URL":
             monkeypatch.delenv(name)
 

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from safedb.cli import stress
+from safedb.cli import doctor, stress
 from safedb.cli.stress.options import UsageError
+from safedb.errors import ConfigError
 from safedb.targets import masked
 
 USAGE = 2  # the exit code of a command that cannot be run as it was given
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:  # before a command has taken charge of Ctrl-C
         return INTERRUPTED
-    except UsageError as error:
+    except (UsageError, ConfigError) as error:
         print(f"safedb {arguments.command}: {_without_secrets(str(error), given)}", file=sys.stderr)
         return USAGE
 
@@ -62,9 +63,13 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     about = "Tools for databases used through safedb."
     parser = _Parser(prog="safedb", description=about, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    purpose = "try safedb, and sqlite3 by hand, on your own disk"
-    command = commands.add_parser("stress", help=purpose, allow_abbrev=False)
-    parser.given = command.given = given
-    stress.add_to(command)
-    command.set_defaults(run=stress.run)
+    parser.given = given
+    for name, module, purpose in (
+        ("stress", stress, "try safedb, and sqlite3 by hand, on your own disk"),
+        ("doctor", doctor, "tell which SQLite is in use, and whether it and a database are sound"),
+    ):
+        command = commands.add_parser(name, help=purpose, allow_abbrev=False)
+        command.given = given
+        module.add_to(command)
+        command.set_defaults(run=module.run)
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import cast
 
 from safedb import errors, retry
@@ -28,6 +29,7 @@ def open_engine(
     if settings.target.dsn is None:
         raise errors.ConfigError("the target names no server")
     policy = settings.retry.effective()
+    deadline = monotonic() + policy.timeout
     engine = PostgresEngine(
         settings.target.dsn,
         replicas=_replicas(replicas),
@@ -39,7 +41,7 @@ def open_engine(
     try:
         engine.open(policy.timeout, fork.places)
     except BaseException:
-        engine.close(0.0)
+        engine.close(deadline - monotonic())
         raise
     fork.engines.add(engine)
     return cast("Engine", engine), engine.close

@@ -62,7 +62,7 @@ class Plan:
 class Block:
     """Be one ``with db.transaction()`` block."""
 
-    __slots__ = ("deadline", "session", "thread")
+    __slots__ = ("deadline", "left", "session", "thread")
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
@@ -415,7 +415,7 @@ class PostgresEngine:
         while any(links.stats().in_use for links in pools) and monotonic() < deadline:
             time.sleep(DRAINING)
         for links in pools:
-            links.close()
+            links.close(deadline - monotonic())
 
     def begin_anew(self) -> object:
         """Go on after a fork, in the child; give what must never be closed in here: it is the parent's."""

@@ -23,6 +23,7 @@ from safedb.stats import PoolStats
 
 RECONNECT = 0.2  # seconds between two tries to connect, while somebody waits; the pool's own are 1, 2, 4, …
 CLOSING = 0.5  # seconds for the pool's worker to come to its end: it may be waiting for a host that never answers
+MOMENT = 0.02  # seconds for the same where the deadline is over
 SLOW = 0.05  # seconds from which on a try to connect is what a call has waited for
 GLANCE = 0.05  # seconds between two looks at whether the server refuses us, while the database is opened
 
@@ -165,10 +166,10 @@ class Links:
             max_size=found["pool_max"],
         )
 
-    def close(self) -> None:
+    def close(self, within: float = CLOSING) -> None:
         """Close the pool; links that are lent are closed when they come back. Idempotent."""
         self._closed = True
-        self._pool.close(CLOSING)
+        self._pool.close(min(CLOSING, max(within, MOMENT)))
 
     # -- while nothing is to be had ---------------------------------------------------------------------------------
 

@@ -26,6 +26,8 @@ _STREAMED = frozenset({"SELECT", "VALUES", "TABLE", "WITH"})
 class SnapshotSession:
     """Read one committed state; for the thread that opened it."""
 
+    left = False  # its block is being left
+
     def __init__(
         self,
         links: Links,

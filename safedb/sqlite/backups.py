@@ -18,7 +18,7 @@ from typing import Any
 from safedb import errors
 from safedb.retry import classify
 from safedb.sqlite import location
-from safedb.sqlite.driver import sqlite3
+from safedb.sqlite.driver import connect, sqlite3
 from safedb.sqlite.snapshots import SnapshotSession
 
 HEADER = b"SQLite format 3\0"  # https://sqlite.org/fileformat.html
@@ -48,7 +48,8 @@ def copy(
     except errors.Error:
         raise
     except OSError as error:
-        raise errors.OperationalError(f"backup to {target}: {error.strerror}; look at the folder") from error
+        cls = errors.DatabaseFull if error.errno in location.NO_ROOM else errors.OperationalError
+        raise cls(f"backup to {target}: {error.strerror}; look at the folder") from error
     except sqlite3.Error as error:
         raise classify(error, doing=f"backup to {target}") from error
     finally:
@@ -61,6 +62,7 @@ def _target(dest: str, source: str | None) -> str:
     target = os.path.realpath(dest)
     if source is not None and location.identity(target) == location.identity(source):
         raise errors.ConfigError(f"{target!r} is the database itself; give the backup another name")
+    location.check_side_file(target)  # to look into a -shm would drop its locks (H32)
     if not os.path.isdir(os.path.dirname(target)):  # noqa: PTH112, PTH120
         raise errors.ConfigError(f"there is no folder {os.path.dirname(target)!r} for the backup; make it first")  # noqa: PTH120
     found = location.identity(target)
@@ -88,7 +90,7 @@ def _fill(session: SnapshotSession, partial: str, progress: Callable[[int, int],
         if progress is not None:
             progress(total - remaining, total)
 
-    connection = sqlite3.connect(location.uri(partial), uri=True, isolation_level=None)
+    connection = connect(location.uri(partial), uri=True, isolation_level=None)
     try:
         connection.execute("PRAGMA synchronous=OFF")  # it is synced once, when it is whole
         session.backup(lambda source: source.backup(connection, pages=PAGES, progress=step, sleep=0))

@@ -6,7 +6,10 @@ and holds back nobody's acknowledgement.
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -14,6 +17,7 @@ from typing import TypeVar
 from safedb import errors
 from safedb.config import ResolvedRetryPolicy
 from safedb.retry import classify, is_unknown_commit
+from safedb.sqlite.deserted import is_on_stack
 from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.groups import Groups, Job
 from safedb.sqlite.session import Session
@@ -28,13 +32,65 @@ class Block(Job):
     """Be one block: a turn, an open transaction and the session that the user's code works with."""
 
     kind = "a transaction block"
-    session: Session
+    session: Session | None = None
+    lent: weakref.ref[Lease] | None = None  # to user code, whose thread then is inside no call of safedb's
+    left = False  # another thread left it
+    owner: threading.Thread  # where it is lent
+
+    def __str__(self) -> str:
+        return "a transaction"
+
+    @property
+    def at_work(self) -> bool:
+        """Tell whether its thread is in a call for it, or may come back to it; for the keeper."""
+        wanted = self._is_wanted()
+        if self.lent is not None and not wanted and self.session is not None:
+            self.session.revoked = True  # before the look at the stack: what is not on it now will not begin any more
+        if wanted or super().at_work:
+            return True
+        return self.session is not None and is_on_stack(self.thread, self.session, "self")
+
+    def _is_wanted(self) -> bool:
+        """Tell whether user code may come back to it."""
+        lease = None if self.lent is None else self.lent()
+        return lease is not None and not (lease.left or self.left) and self.lives
+
+    @property
+    def lives(self) -> bool:
+        """Tell whether the thread that entered it lives; another may have its number by now."""
+        return self.owner.is_alive() and self.thread in sys._current_frames()
+
+    def lend(self) -> Lease:
+        """Give what user code holds."""
+        self.owner = threading.current_thread()
+        lease = Lease(self)
+        self.lent = weakref.ref(lease)
+        return lease
+
+
+class Lease:
+    """Be the one reference of user code to a block: when it goes, nobody will leave the block any more.
+
+    ``left``: it is being left, and user code will not come back to it.
+    """
+
+    __slots__ = ("__weakref__", "block", "left")
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self.left = False
 
 
 class Exclusive(Job):
     """Be one piece of exclusive work."""
 
     kind = "exclusive work (DDL, PRAGMA, a script, a checkpoint)"
+    kept = False  # across a fork, while its thread is inside no call of safedb's
+
+    @property
+    def at_work(self) -> bool:
+        """Tell whether its thread is still in the call that this is for; for the keeper."""
+        return self.kept or super().at_work
 
 
 class Blocks:
@@ -55,9 +111,9 @@ class Blocks:
         """
         self.take(block)
         self._writer.begin(block.deadline, block.policy)
-        block.session = Session(self._writer, deadline=block.deadline)
-        block.session.open()
-        return block.session
+        session = block.session = Session(self._writer, deadline=block.deadline)
+        session.open()
+        return session
 
     def commit(self, block: Block) -> None:
         """Commit, and give up the turn in any case. When this returns the block's writes are durable.
@@ -67,7 +123,8 @@ class Blocks:
         writer = self._writer
         committing = False
         try:
-            block.session.end()
+            if block.session is not None:
+                block.session.end()
             self._check_open()
             late = time.monotonic() - block.deadline
             committing = True
@@ -85,8 +142,10 @@ class Blocks:
             self._abandon(block)
         if doubt is not None:
             raise doubt
+        what = "the body of a transaction block" if late > 0 else "COMMIT"
+        late = time.monotonic() - block.deadline
         if late > 0:
-            self._hooks.emit(Overrun(writer.name, "the body of a transaction block", late))
+            self._hooks.emit(Overrun(writer.name, what, late))
 
     def _check_open(self) -> None:
         if not self._writer.in_transaction:
@@ -95,20 +154,27 @@ class Blocks:
             )
 
     def rollback(self, block: Block) -> None:
-        """Roll back and give up the turn. Never raises; idempotent."""
-        self._abandon(block)
+        """Roll back and give up the turn. Never raises; idempotent.
+
+        In another thread than that which entered it (it was left there, or forgotten, and is collected) the keeper is
+        asked to: that thread may be in the middle of anything.
+        """
+        if block.lent is not None and block.owner is not threading.current_thread():
+            block.left = True
+        else:
+            self._abandon(block)
 
     @contextmanager
-    def exclusive(
-        self, deadline: float, policy: ResolvedRetryPolicy, *, until: float | None = None
-    ) -> Iterator[Writer]:
-        """Lend the writer's connection, outside a transaction, by ``deadline``; it is watched ``until`` (or that)."""
-        job = Exclusive(deadline, policy)
+    def exclusive(self, job: Exclusive, *, until: float | None = None) -> Iterator[Writer]:
+        """Lend the writer's connection, outside a transaction, by the job's deadline, watched ``until`` (or that).
+
+        The caller keeps the job in a variable for as long as it uses the connection: by that the keeper knows.
+        """
         writer = self._writer
         try:
             self.take(job)
-            writer.lock(deadline)
-            writer.watch.enter(RUNNING, deadline if until is None else until)
+            writer.lock(job.deadline)
+            writer.watch.enter(RUNNING, job.deadline if until is None else until)
             yield writer
         finally:
             self._abandon(job)
@@ -127,7 +193,8 @@ class Blocks:
 
         ``commits``: the work is a statement that commits by itself, so its failure may be one of COMMIT (H14).
         """
-        with self.exclusive(deadline, policy, until=until) as writer:
+        job = Exclusive(deadline, policy)
+        with self.exclusive(job, until=until) as writer:
             try:
                 try:
                     return work(writer)
@@ -150,10 +217,11 @@ class Blocks:
         self._groups.note_turn(job)
 
     def _abandon(self, job: Job) -> None:
-        """Roll back what is open, let others write. Idempotent; does nothing for a job that has no turn."""
-        try:
-            if self._turns.holder is job:
-                self._writer.rollback()
-                self._writer.release()
-        finally:
-            self._turns.leave(job)
+        """Roll back what is open, let others write. Idempotent; does nothing for a job that has no turn.
+
+        The turn goes last, and only if all went well: where an interrupt comes first, the keeper does it again.
+        """
+        if self._turns.holder is job:
+            self._writer.rollback()
+            self._writer.release()
+        self._turns.leave(job)

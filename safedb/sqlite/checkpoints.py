@@ -12,7 +12,6 @@ ceiling, or when no more writes come. A checkpoint waits for readers no longer t
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from time import monotonic
@@ -23,15 +22,18 @@ from safedb.config import ResolvedPragmas, ResolvedRetryPolicy
 from safedb.sqlite.blocks import Blocks
 from safedb.sqlite.pragmas import BUSY_SLICE
 from safedb.sqlite.snapshots import Snapshots
-from safedb.stats import Counters, Hooks, LongSnapshot, SlowCheckpoint
+from safedb.stats import Counters, FailedCheckpoint, Hooks, LongSnapshot, SlowCheckpoint
 
 QUIET = 1.0  # seconds without a commit after which the WAL is emptied
 SLOW = 0.1  # seconds after which an event tells of a checkpoint
-PATIENCE = 0.05  # seconds that the keeper waits for its turn before it looks again
+PATIENCE = 0.05  # seconds that the keeper waits for its turn before it looks again; longer each time it was in vain,
+MOST_PATIENCE = 5.0  # for where each turn takes long (a slow disk, long blocks) it would never have one
 ENOUGH = 60.0  # seconds that a checkpoint may take: one that is cut short on a slow disk would never be done
 LONG_SNAPSHOT = 5.0  # seconds after which a snapshot that holds up the WAL is told of
 RESTART_WAIT = 3  # milliseconds that a checkpoint waits for readers to leave the WAL, so that it can begin anew
 FIRST_PAUSE = 0.01
+SHORT_PAUSE = 0.25  # seconds at the most between two tries while readers come and go
+LONG_PAUSE = 5.0  # seconds between tries at the most while the disk fails: nothing hurries, and each holds up writers
 FRAME_HEADER = 24  # bytes: https://sqlite.org/walformat.html
 FIRST_GUESS = 3.0  # frames a commit writes, until a checkpoint has told
 
@@ -72,6 +74,9 @@ class Checkpoints:
         self._each = FIRST_GUESS
         self._changed = monotonic()
         self._not_before = 0.0
+        self._patience = PATIENCE
+        self._tried = ""  # the mode of the last try
+        self._last = Answer(busy=False, frames=0, moved=0)  # what the last try answered
         self._pause = 0.0  # seconds until the next try, after one that a reader held up
         self._told: float = 0.0
 
@@ -91,9 +96,15 @@ class Checkpoints:
             return False
         self._tell_of_long_snapshots(now)
         mode = self._due(commits, now)
-        if mode is not None and now >= self._not_before:
-            with contextlib.suppress(errors.LockTimeout, errors.QueryCanceled):  # others are at work: look again later
-                self.run(mode, now + PATIENCE, until=now + ENOUGH)
+        if mode is not None and (now >= self._not_before or mode != self._tried):  # the ceiling waits for no pause
+            try:
+                self.run(mode, now + self._patience, until=now + ENOUGH)
+                self._patience = PATIENCE
+            except (errors.LockTimeout, errors.QueryCanceled):  # others are at work: look again later
+                self._patience = min(2 * self._patience, MOST_PATIENCE)
+            except errors.Error as error:
+                self._tried = mode
+                self._tell_of_failure(error)
         return self._pending()
 
     def _pending(self) -> bool:
@@ -125,6 +136,10 @@ class Checkpoints:
 
         def work(writer: Any) -> Answer:
             started[0] = monotonic()
+            if mode == "TRUNCATE" and self._pause:
+                answer = _checkpoint(writer, "PASSIVE")
+                if self._is_stuck(answer):
+                    return answer._replace(busy=True)  # it would only wait, and let the writers wait with it (H36)
             answer = _checkpoint(writer, mode)
             if mode == "PASSIVE" and answer.complete and answer.frames >= self._pages_enough:
                 # Let the next commit begin the WAL anew: by itself it would only if no reader were at work right then.
@@ -139,22 +154,37 @@ class Checkpoints:
         self._learn(answer, mode, monotonic() - started[0], before)
         return answer
 
+    def _is_stuck(self, answer: Answer) -> bool:
+        """Tell whether the same reader is in the way as at the last try: nothing more could be moved since."""
+        return not answer.complete and answer.moved == self._last.moved
+
     def _learn(self, answer: Answer, mode: str, seconds: float, before: int) -> None:
         commits = self._counters.commits
         since = commits - self._moved_at
         # TRUNCATE answers nothing when it is done; then the file's growth since the last time has to do.
         frames = answer.frames or (before - self._size) // (self._page + FRAME_HEADER)
-        if since and frames > self._left:
-            self._each = max(1.0, (frames - self._left) / since)
+        known = self._last.frames if self._left else 0  # what was not all moved is still in there
+        if since and frames > known:
+            self._each = max(1.0, (frames - known) / since)
         self._size = self.wal_bytes()
+        if mode != self._tried:
+            self._pause, self._tried = 0.0, mode
+        longest = QUIET if self._is_stuck(answer) else SHORT_PAUSE
+        self._last = answer
         self._left = 0 if answer.complete else max(answer.frames - answer.moved, 1)
         self._moved_at = commits
         # A reader was in the way. Most are gone at once; for one that stays it is not worth trying often.
-        self._pause = 0.0 if answer.complete else min(max(2 * self._pause, FIRST_PAUSE), QUIET)
+        self._pause = 0.0 if answer.complete else min(max(2 * self._pause, FIRST_PAUSE), longest)
         self._not_before = monotonic() + self._pause
         self._counters.checkpoints.add(seconds)
         if seconds > SLOW or (answer.busy and mode == "TRUNCATE"):
             self._hooks.emit(SlowCheckpoint(self._path, seconds, self.wal_bytes(), answer.busy))
+
+    def _tell_of_failure(self, error: errors.Error) -> None:
+        """Tell that the disk failed, and try again later: the WAL keeps all that was to be moved."""
+        self._pause = min(max(2 * self._pause, FIRST_PAUSE), LONG_PAUSE)
+        self._not_before = monotonic() + self._pause
+        self._hooks.emit(FailedCheckpoint(self._path, str(error), self.wal_bytes()))
 
     def _tell_of_long_snapshots(self, now: float) -> None:
         oldest = self._snapshots.oldest()

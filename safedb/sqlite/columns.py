@@ -12,18 +12,25 @@ What SQLite cannot describe has no types: its values come back as they are store
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
+from time import monotonic, sleep
 
+from safedb.config import ResolvedRetryPolicy
 from safedb.errors import Error
 from safedb.lexer import SQLITE, Token, tokenize
-from safedb.sql import Statement
+from safedb.retry import classify, is_busy, run_again
+from safedb.sql import Statement, shorten
+from safedb.sqlite.deserted import is_on_stack
 from safedb.sqlite.driver import sqlite3
 from safedb.types import Decoder, decode_real, decoder, is_real
 
 Decoders = tuple[Decoder | None, ...]
 
+_POLICY = ResolvedRetryPolicy()
 _CACHED = 2048
+_LOOK = 0.001  # seconds between two looks whether a fork is over
 _VIEW = "safedb_columns"
 _TYPES_IN_USE = "SELECT DISTINCT x.type FROM sqlite_schema s, pragma_table_xinfo(s.name) x WHERE s.type = 'table'"
 _WRITES = ("INSERT", "REPLACE", "UPDATE", "DELETE")
@@ -38,6 +45,8 @@ class Columns:
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
         self._connect = connect
         self._mutex = threading.Lock()
+        self._describing: set[int] = set()  # threads, by ident, that may open a connection which is not the common one
+        self._paused = False
         self._connection: sqlite3.Connection | None = None
         self._closings = 0
         self._version = -1
@@ -67,10 +76,16 @@ class Columns:
 
     def schema_changed(self) -> bool:
         """Look whether another process has changed the schema since the last look, and forget if so."""
-        with self._mutex:
-            if self._connection is None:
-                return False
-            changed = self._version != self._schema_version(self._connection)
+        if not self._mutex.acquire(blocking=False):  # a statement is being described: look again at the next tick
+            return False
+        try:
+            changed = self._connection is not None and self._version != self._schema_version(self._connection)
+        except sqlite3.Error as error:
+            if not is_busy(error):  # else another has the file to itself for a moment, to recover it (H13)
+                raise
+            return False
+        finally:
+            self._mutex.release()
         if changed:
             self.forget()
         return changed
@@ -83,11 +98,39 @@ class Columns:
         if connection is not None:
             connection.close()
 
+    def pause(self, deadline: float) -> bool:
+        """Close the connection and let nobody open another before `resume`; say if none was left by ``deadline``."""
+        with self._mutex:
+            self._paused = True
+        self.close()
+        self._describing.discard(threading.get_ident())  # an interrupt may have left it there
+        while self._is_busy() and monotonic() < deadline:  # no Condition: an interrupt can leave its lock taken
+            sleep(_LOOK)
+        return not self._is_busy()
+
+    def resume(self) -> None:
+        """Let statements be described again."""
+        self._paused = False
+
+    def _is_busy(self) -> bool:
+        """Tell whether a thread is at it; one that was interrupted may only seem to be."""
+        return any(is_on_stack(ident, self, "self") for ident in tuple(self._describing))
+
+    def _begin(self) -> int:
+        """Wait for the end of a fork, and count how often the connection was closed so far."""
+        while True:
+            with self._mutex:
+                if not self._paused:
+                    self._describing.add(threading.get_ident())
+                    return self._closings
+            sleep(_LOOK)
+
     def _describe(self, statement: Statement) -> Decoders | None:
-        closings = self._closings
-        # Opened without the mutex: it may have to wait for a turn, and who has the turn may want to describe too.
-        opened = self._connect() if self._connection is None else None
+        closings = self._begin()
+        opened = None
         try:
+            # Without the mutex: it may have to wait for a turn, and who has the turn may want to describe too.
+            opened = self._connect() if self._connection is None else None
             with self._mutex:
                 if self._connection is None and closings == self._closings:
                     self._connection, opened = opened, None
@@ -96,22 +139,36 @@ class Columns:
         finally:
             if opened is not None:
                 opened.close()
+            self._describing.discard(threading.get_ident())
         return self._describe(statement)  # it was closed meanwhile
 
     def _describe_by(self, connection: sqlite3.Connection, statement: Statement) -> Decoders | None:
+        ask = functools.partial(self._ask, connection, statement)
         try:
-            version = self._schema_version(connection)
-            if version != self._version:
-                in_use = [declared for (declared,) in connection.execute(_TYPES_IN_USE)]
-                self._typed = any(decoder(declared) or is_real(declared) for declared in in_use)
-                self._version = version
-            found = self._types(connection, statement) if self._typed else None
-        except sqlite3.Error:  # it cannot be described: PRAGMA, EXPLAIN, a table that only the writer sees yet
-            return None
+            try:
+                found = ask()
+            except sqlite3.Error as error:
+                if not is_busy(error):
+                    raise
+                # Another has the file to itself for a moment, to recover it (H13). No types would be a wrong answer.
+                until = monotonic() + _POLICY.timeout
+                found = run_again(ask, policy=_POLICY, deadline=until, may_retry=is_busy, on_retry=lambda *_: None)
+        except sqlite3.Error as error:
+            if is_busy(error):
+                raise classify(error, doing=f"reading the types of {shorten(statement.source)}") from error
+            return None  # it cannot be described: PRAGMA, EXPLAIN, a table that only the writer sees yet
         if len(self._known) >= _CACHED:
             self._known.clear()
         self._known[statement.source] = found
         return found
+
+    def _ask(self, connection: sqlite3.Connection, statement: Statement) -> Decoders | None:
+        version = self._schema_version(connection)
+        if version != self._version:
+            in_use = [declared for (declared,) in connection.execute(_TYPES_IN_USE)]
+            self._typed = any(decoder(declared) or is_real(declared) for declared in in_use)
+            self._version = version
+        return self._types(connection, statement) if self._typed else None
 
     def _schema_version(self, connection: sqlite3.Connection) -> int:
         version: int = connection.execute("PRAGMA schema_version").fetchone()[0]

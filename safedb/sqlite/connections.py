@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,9 +10,9 @@ from typing import Any
 
 from safedb import errors
 from safedb.config import ResolvedPragmas, ResolvedRetryPolicy
-from safedb.retry import Phase, classify, is_busy, run_again
+from safedb.retry import Phase, classify, is_busy, name_of, run_again
 from safedb.sqlite import location, pragmas
-from safedb.sqlite.driver import sqlite3
+from safedb.sqlite.driver import connect, sqlite3
 
 SLICE = 0.05  # seconds: a busy wait of SQLite's cannot be interrupted (H13b), so ours are short
 STATEMENTS = 256  # prepared statements kept by each connection
@@ -60,13 +59,18 @@ class Connections:
         """Open no more connections: a forked child must not."""
         self._refusal = why
 
-    def writer(self) -> sqlite3.Connection:
-        """Open the connection that writes (in memory: the only one)."""
-        return self._open("memory" if self._path is None else "writer", "rw")
+    @property
+    def refused(self) -> bool:
+        """Tell whether no more connections are opened."""
+        return self._refusal is not None
 
-    def reader(self) -> sqlite3.Connection:
+    def writer(self, deadline: float | None = None) -> sqlite3.Connection:
+        """Open the connection that writes (in memory: the only one), by the deadline (else that of the policy)."""
+        return self._open("memory" if self._path is None else "writer", "rw", deadline)
+
+    def reader(self, deadline: float | None = None) -> sqlite3.Connection:
         """Open a connection that cannot write."""
-        return self._open("reader", "ro")
+        return self._open("reader", "ro", deadline)
 
     def describer(self) -> sqlite3.Connection:
         """Open a read-only connection that may make temporary views; it never reads a table of the user's."""
@@ -86,7 +90,7 @@ class Connections:
 
     def blank(self) -> sqlite3.Connection:
         """Open an empty database in memory that can take a copy."""
-        connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        connection = connect(":memory:", isolation_level=None, check_same_thread=False)
         self._extras.install(connection)
         return connection
 
@@ -94,26 +98,26 @@ class Connections:
         if self._refusal is not None:
             raise errors.InterfaceError(self._refusal)
         name = ":memory:" if self._path is None else location.uri(self._path, mode=mode)
-        connection = sqlite3.connect(
+        connection = connect(
             name, uri=self._path is not None, timeout=SLICE, isolation_level=None, check_same_thread=False,
             cached_statements=STATEMENTS,
         )  # fmt: skip
         self._extras.install(connection)
         return connection
 
-    def _open(self, role: pragmas.Role, mode: str) -> sqlite3.Connection:
+    def _open(self, role: pragmas.Role, mode: str, deadline: float | None) -> sqlite3.Connection:
         what = f"opening {self._path or 'a database in memory'}"
         with _classified(what):
             connection = self._connect(mode)
         try:
             with _classified(what):
-                self._apply(connection, role)
+                self._apply(connection, role, time.monotonic() + self._policy.timeout if deadline is None else deadline)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _apply(self, connection: sqlite3.Connection, role: pragmas.Role) -> None:
+    def _apply(self, connection: sqlite3.Connection, role: pragmas.Role, deadline: float) -> None:
         """Put the pragmas in force; another's lock (a switch to WAL, a recovery) is waited for (H12, H12b, H13)."""
 
         def attempt() -> None:
@@ -124,10 +128,7 @@ class Connections:
         except sqlite3.Error as error:
             if not is_busy(error):
                 raise
-            run_again(
-                attempt, policy=self._policy, deadline=time.monotonic() + self._policy.timeout, may_retry=is_busy,
-                on_retry=lambda *_: None,
-            )  # fmt: skip
+            run_again(attempt, policy=self._policy, deadline=deadline, may_retry=is_busy, on_retry=lambda *_: None)
 
 
 @contextlib.contextmanager
@@ -139,13 +140,13 @@ def _classified(what: str) -> Iterator[None]:
             raise errors.LockTimeout(
                 f"{what}: another program held a lock on it until the deadline (a transaction, a backup, or "
                 "locking_mode=EXCLUSIVE); end it, or raise the timeout",
-                sqlite_errorname=error.sqlite_errorname,
+                sqlite_errorname=name_of(error),
             ) from error
         raise classify(error, doing=what, phase=Phase.BEGIN) from error
-
-
-creating = threading.Lock()
-"""Held while a new file comes into being: closing its descriptor would drop another thread's locks on it (H32)."""
+    except UnicodeDecodeError as error:  # the driver cannot read SQLite's message, which quotes the schema
+        raise errors.DatabaseError(
+            f"{what}: its schema is damaged ({error}); keep a copy of all its files, and restore a backup"
+        ) from error
 
 
 def refuse_lone_memory(path: str | None, *, read_only: bool) -> None:

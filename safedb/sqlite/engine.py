@@ -11,6 +11,7 @@ import contextlib
 import functools
 import math
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from safedb.routing import Route
 from safedb.sql import Statement, check_many, check_stale, parse, shorten
 from safedb.sqlite import backups
 from safedb.sqlite import pragmas as pragma_rules
-from safedb.sqlite.blocks import Block, Blocks, Exclusive
+from safedb.sqlite.blocks import Block, Blocks, Exclusive, Lease
 from safedb.sqlite.checkpoints import Checkpoints
 from safedb.sqlite.columns import Columns, Decoders
 from safedb.sqlite.connections import Connections, Extras
@@ -38,8 +39,8 @@ from safedb.sqlite.session import Session
 from safedb.sqlite.sidelock import SideLock
 from safedb.sqlite.snapshots import Snapshots, SnapshotSession
 from safedb.sqlite.turns import Turns
-from safedb.sqlite.writer import DRIVER_ERRORS, IDLE, Outcome, Writer
-from safedb.stats import Counters, Hooks, Stats
+from safedb.sqlite.writer import DRIVER_ERRORS, IDLE, STUBBORN, UNSTOPPABLE, Outcome, Writer
+from safedb.stats import Counters, Hooks, Overrun, Stats
 from safedb.types import decode_rows
 from safedb.values import suggest
 
@@ -90,12 +91,13 @@ class SqliteEngine:
         self.extras = extras
         self.read_only = read_only
         self.hooks = Hooks()
-        self.inside: dict[int, str] = {}  # threads inside a write transaction, by ident: what it is
-        self.snapping: set[int] = set()  # threads inside a snapshot
+        self.inside: dict[int, Job] = {}  # threads inside a write transaction, by ident: what it is
+        self.snapping: dict[int, weakref.ref[SnapshotSession]] = {}  # threads inside a snapshot
         self.identity = identity
         self.presence = Presence(path, identity) if path and identity else None
         self._forking: Exclusive | None = None  # holds the turn while the process is copied
         self._plans: dict[str, Plan] = {}  # by text
+        self._describe_by: dict[int, float] = {}  # deadlines of threads that find out about columns, by ident
         self._changing: set[int] = set()  # threads whose open transaction has changed the schema
         self._build()
 
@@ -107,14 +109,14 @@ class SqliteEngine:
         self.side = SideLock(path, mode=self.pragmas.file_mode) if path and not self.read_only else None
         self.turns = Turns(limit=pool.max_waiting)
         self.writer = Writer(
-            self.connections.writer, name=self.name, side=self.side, presence=self.presence, counters=self.counters,
-            hooks=self.hooks,
+            lambda: self.connections.writer(self.writer.deadline), name=self.name, side=self.side,
+            presence=self.presence, counters=self.counters, hooks=self.hooks,
         )  # fmt: skip
         self.groups = Groups(
             self.turns, self.writer, self.counters, self.hooks, most=pool.max_group, time_limit=pool.group_time
         )
         self.blocks = Blocks(self.turns, self.groups, self.writer, self.counters, self.hooks)
-        self.readers = Readers(self.connections.reader, name=self.name, most=pool.max_size, least=pool.min_size)
+        self.readers = Readers(self._open_reader, name=self.name, most=pool.max_size, least=pool.min_size)
         self.snapshots = Snapshots()
         self.columns = Columns(self._schema_copy if path is None else self.connections.describer)
         self.checkpoints = Checkpoints(
@@ -125,6 +127,9 @@ class SqliteEngine:
 
     def __repr__(self) -> str:
         return f"<SqliteEngine {self.name}>"
+
+    def _open_reader(self) -> sqlite3.Connection:
+        return self.connections.reader(self.readers.opening.get(threading.get_ident()))
 
     # -- statements -------------------------------------------------------------------------------------------------
 
@@ -201,9 +206,18 @@ class SqliteEngine:
         if statement.route is Route.EXCLUSIVE:
             return self.decoded(statement, self._exclusive(statement, values, deadline, policy))
         if statement.returning:
-            self.columns.describe(statement)  # now, where it may fail: after COMMIT nothing may
+            self._describe(statement, deadline)
         outcome: Outcome = self.groups.submit(StatementJob(statement.sql, values, deadline, policy, row=statement.row))
         return self.decoded(statement, outcome) if outcome[1] else outcome
+
+    def _describe(self, statement: Statement, deadline: float) -> None:
+        """Find out how columns are decoded now, where it may fail: after COMMIT nothing may."""
+        ident = threading.get_ident()
+        self._describe_by[ident] = deadline  # in memory it takes a turn
+        try:
+            self.columns.describe(statement)
+        finally:
+            self._describe_by.pop(ident, None)
 
     def _exclusive(
         self, statement: Statement, values: Sequence[Any], deadline: float, policy: ResolvedRetryPolicy
@@ -318,10 +332,8 @@ class SqliteEngine:
         if threading.get_ident() in self.inside:
             rows = self.writer.run(SCHEMA, ())[0]
         else:
-            limit = self.policy.timeout
-            rows = self.blocks.alone(
-                monotonic() + limit, self.policy, lambda w: w.run(SCHEMA, ())[0], doing="reading the schema"
-            )
+            deadline = self._describe_by.pop(threading.get_ident(), None) or monotonic() + self.policy.timeout
+            rows = self.blocks.alone(deadline, self.policy, lambda w: w.run(SCHEMA, ())[0], doing="reading the schema")
         return self.connections.schema_copy([sql for (sql,) in rows])
 
     def _touch_schema(self) -> None:
@@ -339,29 +351,32 @@ class SqliteEngine:
 
     # -- transactions -----------------------------------------------------------------------------------------------
 
-    def block(self, timeout: float, policy: ResolvedRetryPolicy) -> Block:
+    def block(self, timeout: float, policy: ResolvedRetryPolicy) -> Lease:
         """Make a block for the calling thread; nothing is held yet."""
         self._enter_check()
         self._wake()
-        return Block(monotonic() + timeout, policy)
+        return Block(monotonic() + timeout, policy).lend()
 
-    def begin(self, block: Block) -> Session:
+    def begin(self, lease: Lease) -> Session:
         """Open a block; `commit` or `rollback` must follow, whatever comes."""
+        block = lease.block
         session = self.blocks.begin(block)
-        self.inside[block.thread] = "a transaction"
+        self.inside[block.thread] = block
         return session
 
-    def commit(self, block: Block) -> None:
+    def commit(self, lease: Lease) -> None:
         """Commit a block; it is over, whatever this raises."""
+        block = lease.block
         try:
             self.blocks.commit(block)
         finally:
             self.inside.pop(block.thread, None)
             self._settle_schema()
 
-    def rollback(self, block: Block) -> None:
+    def rollback(self, lease: Lease) -> None:
         """Roll a block back, whether or not it was opened. Idempotent."""
-        if self.turns.holder is block:
+        block = lease.block
+        if self.inside.get(block.thread) is block:
             self.inside.pop(block.thread, None)
         self.blocks.rollback(block)
         self._settle_schema()
@@ -373,14 +388,15 @@ class SqliteEngine:
         ident = threading.get_ident()
 
         def inside(session: Session) -> T:
-            self.inside[ident] = "a function of run_transaction"
+            self.inside[ident] = job
             try:
                 return body(session)
             finally:
                 self.inside.pop(ident, None)
 
+        job = FunctionJob(inside, monotonic() + timeout, policy)
         try:
-            result: T = self.groups.submit(FunctionJob(inside, monotonic() + timeout, policy))
+            result: T = self.groups.submit(job)
         finally:
             self._settle_schema()
         return result
@@ -388,7 +404,7 @@ class SqliteEngine:
     def _refuse_own_turn(self) -> None:
         """Raise where this thread has the turn already: an SQL function or a hook calls from inside it."""
         holder = self.turns.holder
-        if isinstance(holder, Job) and holder.thread == threading.get_ident():
+        if isinstance(holder, Job) and holder.thread == threading.get_ident() and holder.at_work:
             raise errors.ReentrancyError(
                 f"this thread is running a statement on {self.name}: a write from an SQL function, a collation or an "
                 "on_event hook would wait for itself. Let it only compute"
@@ -416,17 +432,21 @@ class SqliteEngine:
         deadline = monotonic() + timeout
         reader = self._copy_of_memory(deadline) if self.path is None else self.readers.check_out(deadline)
         try:
-            session = self.snapshots.open(reader, name=self.name, max_age=max_age)
-        except BaseException:
+            session = self.snapshots.open(
+                reader, name=self.name, max_age=max_age, deadline=deadline, policy=self.policy
+            )
+        except Exception:  # what comes from outside may leave it in any state: it is not used again
             self._return(reader)
             raise
-        self.snapping.add(threading.get_ident())
+        self.snapping[session.ident] = weakref.ref(session)
         return session
 
     def close_snapshot(self, session: SnapshotSession, ident: int) -> None:
         """End a snapshot that the thread ``ident`` opened."""
-        self.snapping.discard(ident)
-        self._return(self.snapshots.close(session))
+        self.snapping.pop(ident, None)
+        reader = self.snapshots.close(session)
+        if reader is not None:
+            self._return(reader)
 
     def _return(self, reader: Reader) -> None:
         if self.path is None:
@@ -457,9 +477,10 @@ class SqliteEngine:
     def check(self, timeout: float | None) -> list[str]:
         """Look for damage and for broken references in one committed state."""
         limit = timeout or LONG
+        deadline = monotonic() + limit
         session = self.open_snapshot(limit, None)
         try:
-            return damage(lambda sql: session.run(parse(sql), (), limit)[0])
+            return damage(lambda sql: session.run(parse(sql), (), deadline - monotonic())[0])
         finally:
             self.close_snapshot(session, threading.get_ident())
 
@@ -473,6 +494,8 @@ class SqliteEngine:
                 session, dest, source=self.path, mode=self.pragmas.file_mode, progress=progress, deadline=deadline
             )
         finally:
+            if monotonic() - deadline > STUBBORN:
+                self.hooks.emit(Overrun(self.name, "a backup's progress=, or its flush", monotonic() - deadline))
             self.close_snapshot(session, threading.get_ident())
 
     def optimize(self, timeout: float) -> None:
@@ -508,6 +531,15 @@ class SqliteEngine:
 
     def refuse_reentry(self, *, reading: bool) -> None:
         """Raise `ReentrancyError` if the calling thread is inside a transaction, or reads inside a snapshot."""
+        ident = threading.get_ident()
+        noted, known = self.inside.get(ident), self.snapping.get(ident)
+        if noted is not None and not noted.at_work:  # it is over, by an interrupt, or is that of a thread that has died
+            self.inside.pop(ident, None)
+            self._settle_schema()
+        if known is not None:
+            session = known()
+            if session is None or session.left or session.owner is not threading.current_thread():
+                self.snapping.pop(ident, None)
         refuse(self.name, self.inside, self.snapping, reading=reading)
 
     def _read_only_error(self, statement: Statement) -> errors.Error:
@@ -538,13 +570,29 @@ class SqliteEngine:
         with contextlib.suppress(errors.OperationalError):  # the callers are told
             self._check_file()
         self.turns.repair()
+        self._mend()
         if self.path is not None and self.columns.schema_changed():
             self._plans.clear()
         self.groups.break_up(now)
-        self.readers.interrupt_overdue(now)
+        for late in self.readers.interrupt_overdue(now):
+            self.hooks.emit(Overrun(self.name, UNSTOPPABLE, late))
         limited = self.snapshots.expire(now)
         watched = self.writer.watch
-        return limited or watched.phase is not IDLE or watched.until < math.inf or bool(self.readers.busy())
+        # Who has the turn, and waits with it for another process, is about to run a statement that must be watched.
+        waiting = self.turns.holder is not None or self.turns.waiting > 0 or bool(self.readers.opening)
+        running = watched.phase is not IDLE or watched.until < math.inf
+        return limited or waiting or running or bool(self.readers.busy())
+
+    def _mend(self) -> None:
+        """Give up what threads have left that died, or were interrupted while they cleared up."""
+        self.groups.mend()
+        self.readers.mend()
+        for session in self.snapshots.all():
+            if not session.wanted:
+                self.close_snapshot(session, session.ident)
+        for ident, known in list(self.snapping.items()):
+            if known() is None and self.snapping.get(ident) is known:
+                self.snapping.pop(ident, None)
 
     def _tend(self, now: float) -> bool:
         """Look after the WAL and the readers; the checkpointer's chore."""
@@ -554,15 +602,19 @@ class SqliteEngine:
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def close(self, timeout: float) -> None:
-        """Close readers first and the writer last: that one can remove the WAL. Idempotent."""
-        self.watcher.close()
-        self.checkpointer.close()
+        """Close readers first and the writer last: that one can remove the WAL. Idempotent.
+
+        What is still under way in other threads is watched until it ends: it has its own deadline.
+        """
+        deadline = monotonic() + timeout
+        self.checkpointer.close(within=timeout)
         self.readers.close()
         self.columns.close()
         try:
             gone, self.writer.presence = self.presence is not None and self.presence.gone, None
-            with self.blocks.exclusive(monotonic() + timeout, self.policy) as writer:
-                if self.path and not gone and self.checkpoints.wal_bytes():
+            job = Exclusive(deadline, self.policy)
+            with self.blocks.exclusive(job) as writer:
+                if self.path and not (gone or self.connections.refused) and self.checkpoints.wal_bytes():
                     writer.cursor()
                 writer.close()
         except errors.LockTimeout as error:
@@ -572,6 +624,7 @@ class SqliteEngine:
         except DRIVER_ERRORS as error:
             raise classify(error, doing=f"closing {self.name}") from error
         finally:
+            self.watcher.retire()
             if self.side is not None:
                 self.side.close()
 
@@ -588,7 +641,7 @@ class SqliteEngine:
         Return False, with everything as it was, where somebody is inside a transaction or a snapshot, or did not finish
         in time.
         """
-        if self.inside or self.snapping:
+        if any(noted.at_work for noted in list(self.inside.values())) or self.snapping:
             return False
         job = Exclusive(deadline, self.policy)
         try:
@@ -600,6 +653,7 @@ class SqliteEngine:
                     self.writer.discard()
                 if self.side is not None:
                     self.side.close()
+                job.kept = True
                 self._forking = job
         except errors.Error:
             return False

@@ -15,58 +15,77 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import dataclass, field
 from time import monotonic
 
-from safedb.sqlite.engine import SqliteEngine
-from safedb.sqlite.opening import Entry, Identity, registry
+from safedb.sqlite.opening import Entry, registry
 
 OPENING = 1.0  # seconds that a fork waits for a thread that opens or closes a file
 
-_quiet: list[SqliteEngine] = []  # quiesced for the fork under way
-_unsafe: list[SqliteEngine] = []
-_locked: list[Entry] = []  # files that nobody opens or closes meanwhile
-_half_open: list[Identity] = []  # files that somebody does
+
+@dataclass(slots=True)
+class _Preparation:
+    """Be what one thread has taken for its fork. An engine that is not quiet after it is unsafe in the child."""
+
+    alone: bool = False  # no other thread forks meanwhile
+    mutex: bool = False
+    locked: list[Entry] = field(default_factory=list)  # files that nobody opens or closes meanwhile
+
+
+_one_at_a_time = threading.Lock()
+_preparations: dict[int, _Preparation] = {}  # by thread
 
 
 def _before() -> None:
+    ours = _preparations[threading.get_ident()] = _Preparation()
+    # As long as the fork of another thread takes at the most.
+    ours.alone = _one_at_a_time.acquire(timeout=2 * OPENING + sum(e.pool.fork_wait for e in registry.engines()))
     deadline = monotonic() + OPENING
-    registry.mutex.acquire(timeout=OPENING)
-    for identity, entry in registry.entries.items():
+    ours.mutex = registry.mutex.acquire(timeout=OPENING)
+    for entry in list(registry.entries.values()):
         if entry.lock.acquire(timeout=max(0.0, deadline - monotonic())):
-            _locked.append(entry)
-        else:
-            _half_open.append(identity)
+            ours.locked.append(entry)
     for engine in registry.engines():
-        if engine.quiesce(monotonic() + engine.pool.fork_wait):
-            _quiet.append(engine)
-        else:
-            _unsafe.append(engine)
+        engine.quiesce(monotonic() + engine.pool.fork_wait)
 
 
 def _after_in_parent() -> None:
-    for engine in _quiet:
-        engine.resume()
-    for entry in _locked:
+    thread = threading.get_ident()
+    for engine in registry.engines():
+        if engine.quiet_for(thread):
+            engine.resume()
+    ours = _preparations.pop(thread, None)
+    if ours is None:
+        return
+    for entry in ours.locked:
         entry.lock.release()
-    _forget()
-    if registry.mutex.locked():
+    if ours.mutex:
         registry.mutex.release()
+    if ours.alone:
+        _one_at_a_time.release()
 
 
 def _after_in_child() -> None:
-    for engine in _unsafe:
-        why = _refusal(engine.name)
-        _keep_for_ever(engine.refuse_after_fork(why))
-        if engine.identity is not None:
-            registry.refused[engine.identity] = why
-    for identity in _half_open:
-        registry.refused[identity] = _refusal("this database")
-    for engine in _quiet:
-        engine.begin_anew()
-    _forget()
-    registry.mutex = threading.Lock()
-    for entry in registry.entries.values():
+    """Begin anew what is quiet, and refuse the rest: all of it where a fork outside of Python ran no hook before."""
+    global _one_at_a_time
+    thread = threading.get_ident()
+    ours = _preparations.get(thread, _Preparation())
+    engines = registry.engines()
+    for identity, entry in registry.entries.items():
+        if entry.lock.locked() and not any(entry is other for other in ours.locked):  # a thread opens or closes it
+            registry.refused[identity] = _refusal("this database")
         entry.lock = threading.Lock()
+    for engine in engines:
+        if engine.identity is not None and not engine.quiet_for(thread):
+            registry.refused[engine.identity] = _refusal(engine.name)
+    for engine in engines:  # a file has two where it is open read-only too, and one unsafe one spoils both
+        if engine.identity in registry.refused or not engine.quiet_for(thread):
+            _keep_for_ever(engine.refuse_after_fork(_refusal(engine.name)))
+        else:
+            engine.begin_anew()
+    _preparations.clear()
+    _one_at_a_time = threading.Lock()
+    registry.mutex = threading.Lock()
 
 
 def _refusal(name: str) -> str:
@@ -85,11 +104,6 @@ def _keep_for_ever(inherited: object) -> None:
     import ctypes  # here and not above: hardly any process ever comes here
 
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
-
-
-def _forget() -> None:
-    for noted in (_quiet, _unsafe, _locked, _half_open):
-        noted.clear()
 
 
 def install() -> None:

@@ -65,13 +65,26 @@ from safedb import errors
 from safedb.config import ResolvedRetryPolicy
 from safedb.retry import INTERRUPT, classify, code_of, is_unknown_commit
 from safedb.sql import shorten
+from safedb.sqlite.deserted import is_on_stack
 from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.session import Restart, Session
 from safedb.sqlite.turns import ABOARD, CROWDED, HOLDING, LOBBY, NEW, SERVED, WAITING, Ticket, Turns
-from safedb.sqlite.writer import DRIVER_ERRORS, IDLE, NO_ROWS, RUNNING, USER, Outcome, Values, Writer
+from safedb.sqlite.writer import (
+    DRIVER_ERRORS,
+    IDLE,
+    NO_ROWS,
+    RUNNING,
+    STUBBORN,
+    UNSTOPPABLE,
+    USER,
+    Outcome,
+    Values,
+    Writer,
+)
 from safedb.stats import Counters, Hooks, Overrun, Retried, SlowWait
 
 SLOW_WAIT = 1.0  # seconds in the queue after which an event tells of it
+SLOW_COMMIT = 0.01  # seconds from which on a COMMIT is looked at: was it late for anybody?
 SLOW_FLUSH = 0.0005  # seconds: below this nobody waits for company
 ALIKE = 64  # rows that are inserted at once at the most: between such runs the clock is looked at
 MOST_VALUES = 900  # parameters of such a statement, within the smallest limit that SQLite is built with
@@ -86,6 +99,7 @@ class Job(Ticket):
     kind = "a write"
     value: Any = None
     error: BaseException | None = None
+    changes: int | None = None  # rows that the connection had changed before this was run alone
 
     def __init__(self, deadline: float, policy: ResolvedRetryPolicy) -> None:
         self.deadline = deadline
@@ -96,6 +110,11 @@ class Job(Ticket):
     def alone(self) -> bool:
         """Tell whether this job shares its transaction with nobody."""
         return not (self.boards or self.joins)
+
+    @property
+    def at_work(self) -> bool:
+        """Tell whether its thread is still inside the call that this job belongs to; for the keeper."""
+        return is_on_stack(self.thread, self, "job", "block")
 
     def run_alone(self) -> None:
         """Share no more transactions."""
@@ -144,6 +163,9 @@ class FunctionJob(Job):
 
     kind = "a function"
     joins = True
+
+    def __str__(self) -> str:
+        return "a function of run_transaction"
 
     def __init__(self, body: Callable[[Session], Any], deadline: float, policy: ResolvedRetryPolicy) -> None:
         super().__init__(deadline, policy)
@@ -218,6 +240,8 @@ class Groups:
         self._unlike: set[str] = set()  # texts that are not run many at once any more
         self._texts: dict[tuple[str, int], str] = {}  # INSERTs of one row, as INSERTs of many
         self._open: Group | None = None  # the group whose transaction is open; for the keeper
+        self._seen: Ticket | None = None  # who was next when the keeper looked last
+        self._mending = threading.Lock()
 
     # -- from a job to its verdict ------------------------------------------------------------------------------------
 
@@ -235,6 +259,8 @@ class Groups:
             self._rescue(job, interrupt)
             raise
         finally:
+            if self._turns.holder is job:
+                self._abandon(job, self._open)
             self._turns.leave(job)
         if job.state is not SERVED:
             raise self.too_late(job)
@@ -271,10 +297,16 @@ class Groups:
             group, job.luggage = job.luggage, None
             with contextlib.suppress(_Discarded):
                 self._drive(job, group)
-        if self._turns.holder is job:  # it was interrupted while it cleared up after a lone statement
-            self._writer.release()
-        if job.state is SERVED and job.error is None:
+        if (job.state is SERVED and job.error is None) or self._was_kept(job):
             interrupt.add_note("safedb: the write that this interrupted is committed")
+
+    def _was_kept(self, job: Job) -> bool:
+        """Tell whether a statement that ran alone has changed something: there was no COMMIT to see."""
+        writer = self._writer
+        if self._turns.holder is not job or job.changes is None or job.error is not None:
+            return False
+        writer.rollback()  # ends it, where an interrupt came between its rows
+        return writer.changes != job.changes
 
     # -- serving ----------------------------------------------------------------------------------------------------
 
@@ -326,6 +358,7 @@ class Groups:
         try:
             writer.lock(job.deadline)
             watch.until = job.deadline
+            job.changes = writer.changes
             try:
                 job.value = writer.run(job.sql, job.values)
             except DRIVER_ERRORS as error:
@@ -559,6 +592,9 @@ class Groups:
                 session.end()
                 self._discard(group, [*group.members, job], session.lost)
             # The keeper has rolled back and put back everybody else; this job has lost its turn, and takes another.
+            late = monotonic() - job.deadline
+            if late > 0:
+                self._hooks.emit(Overrun(writer.name, "the caller's own code inside a transaction", late))
             job.run_alone()
             job.forget()
             raise _Discarded from None
@@ -589,9 +625,18 @@ class Groups:
             group.failure = error
             self._commit_failed(job, group, error)
             return
-        self._flush += (monotonic() - started - self._flush) / 8
+        ended = monotonic()
+        self._flush += (ended - started - self._flush) / 8
         self._committed(group)
         self._turns.leave(job)
+        if ended - started > SLOW_COMMIT:
+            self._tell_of_commit(group, started, ended)
+
+    def _tell_of_commit(self, group: Group, started: float, ended: float) -> None:
+        """Tell of a COMMIT that came in time, and ended after the deadline of a member."""
+        late = ended - min([member.deadline for member in group.members if member.deadline >= started], default=ended)
+        if late > 0:
+            self._hooks.emit(Overrun(self._writer.name, "COMMIT", late))
 
     def _committed(self, group: Group) -> None:
         """Deliver every verdict: from here on the writes are acknowledged (unless their file was taken away)."""
@@ -609,10 +654,10 @@ class Groups:
     def _commit_failed(self, job: Job, group: Group, error: sqlite3.Error) -> None:
         if len(group.members) == 1 or is_unknown_commit(error):
             ours = self._writer.failed_commit(error)
-            self._open = None
             for member in group.members:
                 member.value, member.error = None, ours
                 member.settle()
+            self._open = None
             self._turns.leave(job)
             return
         try:
@@ -639,10 +684,10 @@ class Groups:
 
     def _dissolve(self, jobs: Sequence[Job]) -> None:
         """Roll back and let all of them take turns again."""
-        self._open = None
         self._writer.rollback()
         self._writer.release()
         self._put_back(jobs)
+        self._open = None
         raise _Discarded
 
     def _own_error(self, job: Job, error: BaseException | None) -> BaseException:
@@ -689,7 +734,11 @@ class Groups:
         self._turns.put_back(jobs)
 
     def _abandon(self, job: Job, group: Group | None) -> None:
-        """Find out from the state what an exception in the driving thread has left, and leave nobody behind."""
+        """Find out from the state what an exception in the driving thread has left, and leave nobody behind.
+
+        It may be interrupted itself, and is run again: by `submit`, and if that fails too by the keeper. So each of its
+        steps may be done twice, `_open` is forgotten when nobody waits for it any more, and the turn is given up last.
+        """
         writer, watch = self._writer, self._writer.watch
         with watch.guard:
             if self._turns.holder is not job:  # the group is over, or went on with another, or the keeper has taken it
@@ -703,11 +752,31 @@ class Groups:
             if self._open is group:
                 self._committed(group)
         else:
-            self._open = None
+            if group is not None:
+                group.committing = False  # first: a second look would find no transaction, and take it for committed
             writer.rollback()
             writer.release()
-            self._put_back([member for member in group.aboard if member.state is ABOARD] if group else [])
+            waiting = [member for member in group.aboard if member.state in (ABOARD, WAITING)] if group else []
+            self._put_back([member for member in waiting if member is not job])
+            self._open = None
         self._turns.leave(job)
+
+    def mend(self) -> None:
+        """Give up the turn, or the first place in the queue, of a thread that has left; for each look of the keeper."""
+        suspect = self._turns.next
+        if self._mending.acquire(blocking=False):  # a second that does the same would do it to the next
+            try:
+                seen, self._seen = self._seen, suspect
+                if isinstance(suspect, Job) and suspect is seen and not suspect.at_work:
+                    self._bury(suspect)
+            finally:
+                self._mending.release()
+
+    def _bury(self, suspect: Job) -> None:
+        if self._turns.holder is suspect:
+            self._abandon(suspect, self._open)
+        elif suspect.state is WAITING:
+            self._turns.leave(suspect)
 
     # -- the keeper's side ------------------------------------------------------------------------------------------
 
@@ -722,6 +791,9 @@ class Groups:
             group = self._open
             if watch.phase is not USER:
                 self._writer.interrupt()
+                if now - watch.until > STUBBORN and watch.told != watch.until:
+                    watch.told = watch.until
+                    self._hooks.emit(Overrun(self._writer.name, UNSTOPPABLE, now - watch.until))
             elif group is not None and group.members and isinstance(group.current, FunctionJob):
                 self._revoke(group, group.current)
             else:

@@ -9,13 +9,14 @@ So everything here asks by path: ``stat``, ``access``, ``chmod`` and ``mknod``, 
 # ruff: noqa: PTH101, PTH113, PTH116, PTH120
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from safedb.errors import ConfigError
+from safedb.errors import ConfigError, DatabaseFull
 
 _NETWORK = frozenset(
     """
@@ -34,6 +35,7 @@ _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 _LAYERS = frozenset({"overlay", "aufs", "fuse.fuse-overlayfs"})
 _SIDE_FILES = ("-wal", "-shm", "-journal", "-safedb", "-safedb.next")
 _MODES = frozenset({"ro", "rw"})
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ def examine(
     if found is not None:
         _check_file(real, found)
     _check_parent(real)
-    _check_side_file(real)
+    check_side_file(real)
     if found is None and read_only:
         raise ConfigError(f"there is no database {real!r}, and read_only=True creates none; check the path")
     _check_access(real, exists=found is not None, read_only=read_only)
@@ -85,14 +87,15 @@ def create(path: str, mode: int = 0o600) -> bool:
     """Create an empty database file with exactly these permission bits; return whether it was not there before.
 
     Exactly one of several callers, in any process, creates it. An existing file is neither opened nor changed. SQLite
-    gives -wal and -shm the same bits. Raises ``ConfigError`` if it cannot be created.
+    gives -wal and -shm the same bits. Raises ``ConfigError`` if it cannot be created, ``DatabaseFull`` without room.
     """
     try:
         _make(path)
     except FileExistsError:
         return False
     except OSError as error:
-        raise ConfigError(f"cannot create the database {path!r}: {error.strerror}") from error
+        cls = DatabaseFull if error.errno in NO_ROOM else ConfigError
+        raise cls(f"cannot create the database {path!r}: {error.strerror}") from error
     os.chmod(path, mode)  # the umask does not decide; by path, for to open is to close (H32)
     return True
 
@@ -162,7 +165,8 @@ def _check_parent(path: str) -> None:
         raise ConfigError(f"the folder {parent!r} does not exist; create it: mkdir -p {parent}")
 
 
-def _check_side_file(path: str) -> None:
+def check_side_file(path: str) -> None:
+    """Raise `ConfigError` for the name of a file that belongs to a database: nobody may open it but SQLite (H32)."""
     for suffix in _SIDE_FILES:
         base = path.removesuffix(suffix)
         if base != path and os.path.isfile(base):

@@ -8,6 +8,7 @@ path they came by; a setting that was not given never contradicts one that was.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import monotonic
@@ -15,10 +16,13 @@ from time import monotonic
 from safedb import errors
 from safedb.config import PoolConfig, Pragmas, Settings
 from safedb.sqlite import location
+from safedb.sqlite.blocks import Exclusive
 from safedb.sqlite.connections import Extras, refuse_lone_memory
 from safedb.sqlite.driver import VERSION
 from safedb.sqlite.engine import SqliteEngine
+from safedb.sqlite.groups import Job
 from safedb.sqlite.health import RACE_REMEDY, said_to_be_mended, wal_reset_race
+from safedb.sqlite.snapshots import SnapshotSession
 from safedb.stats import logger
 
 MOST_ARGUMENTS = 100  # of an SQL function: https://sqlite.org/limits.html
@@ -34,8 +38,8 @@ class Entry:
     lock: threading.Lock = field(default_factory=threading.Lock)  # held while an engine of this file opens or closes
     engines: dict[bool, SqliteEngine] = field(default_factory=dict)  # by read_only
     handles: dict[bool, int] = field(default_factory=dict)
-    inside: dict[int, str] = field(default_factory=dict)
-    snapping: set[int] = field(default_factory=set)
+    inside: dict[int, Job] = field(default_factory=dict)
+    snapping: dict[int, weakref.ref[SnapshotSession]] = field(default_factory=dict)
 
 
 class Registry:
@@ -55,18 +59,26 @@ class Registry:
     def open(self, settings: Settings, extras: Extras) -> SqliteEngine:
         """Give the engine of the settings' target: the one that is there, or a new one."""
         path = settings.target.path
+        deadline = monotonic() + settings.retry.effective().timeout
         refuse_lone_memory(path, read_only=settings.read_only)
         if path is None:
             engine = _make(None, settings, extras)
-            _start(engine, settings)
+            _start(engine, deadline)
             logger.warning("safedb: a database in memory: nothing in it will last")
             self.memory.add(engine)
             return engine
         identity, place = self._place(path, settings)
         with self.mutex:
             entry = self.entries.setdefault(identity, Entry())
-        with entry.lock:
-            return self._share(entry, identity, place, settings, extras)
+        if not entry.lock.acquire(timeout=max(0.0, deadline - monotonic())):
+            raise errors.LockTimeout(
+                f"another thread of this process was opening or closing {place.realpath} until the deadline; see what "
+                "it waits for, or raise the timeout"
+            )
+        try:
+            return self._share(entry, identity, place, settings, extras, deadline)
+        finally:
+            entry.lock.release()
 
     def _place(self, path: str, settings: Settings) -> tuple[Identity, location.Location]:
         place = location.examine(path, read_only=settings.read_only)
@@ -83,7 +95,13 @@ class Registry:
         return identity, place
 
     def _share(
-        self, entry: Entry, identity: Identity, place: location.Location, settings: Settings, extras: Extras
+        self,
+        entry: Entry,
+        identity: Identity,
+        place: location.Location,
+        settings: Settings,
+        extras: Extras,
+        deadline: float,
     ) -> SqliteEngine:
         self._refuse_replaced(identity, place.realpath)
         kind = settings.read_only
@@ -91,7 +109,7 @@ class Registry:
         if engine is None:
             engine = _make(place.realpath, settings, extras, identity)
             engine.inside, engine.snapping = entry.inside, entry.snapping
-            _start(engine, settings, place)
+            _start(engine, deadline, place)
             entry.engines[kind], entry.handles[kind] = engine, 0
         else:
             _agree(engine, settings, extras)
@@ -141,18 +159,21 @@ def _make(path: str | None, settings: Settings, extras: Extras, identity: Identi
     )
 
 
-def _start(engine: SqliteEngine, settings: Settings, place: location.Location | None = None) -> None:
+def _start(engine: SqliteEngine, deadline: float, place: location.Location | None = None) -> None:
     """Open a first connection, so that what cannot be put in force is said now; say what else is to be known."""
-    deadline = monotonic() + settings.retry.effective().timeout
     try:
         if engine.read_only:
             reader = engine.readers.check_out(deadline)
             try:  # no pragma of a reader's looks into the file: junk shows at the first read
-                engine.snapshots.close(engine.snapshots.open(reader, name=engine.name, max_age=None))
+                pinned = engine.snapshots.open(
+                    reader, name=engine.name, max_age=None, deadline=deadline, policy=engine.policy
+                )
+                engine.snapshots.close(pinned)
             finally:
                 engine.readers.give_back(reader)
         else:
-            with engine.blocks.exclusive(deadline, engine.policy) as writer:
+            job = Exclusive(deadline, engine.policy)
+            with engine.blocks.exclusive(job) as writer:
                 writer.cursor()
         if place is not None:
             _report(place)

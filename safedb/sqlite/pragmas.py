@@ -27,11 +27,14 @@ _CODES: Mapping[str, Mapping[object, int]] = {
 }
 """What SQLite answers for a value that is set by its name."""
 
+_OVERRULED = {"FILE": "TEMP_STORE=3", "MEMORY": "TEMP_STORE=0"}
+
 _REMEDIES = {
     "page_size": "it is fixed once the database has content; leave it out, or copy the database into a new file",
     "auto_vacuum": "it is fixed once the database has content; leave it out, or copy the database into a new file",
     "mmap_size": "this build of SQLite maps no more than it answered; ask for that or less",
     "max_page_count": "the database is larger already; ask for at least what it answered",
+    "temp_store": "this build of SQLite is bound to the other kind (TEMP_STORE); leave it out",
     "journal_mode": "WAL needs a local file system with shared memory, and a file that is no rollback-only copy",
 }
 
@@ -64,6 +67,7 @@ def _use_wal(connection: Connection, _: ResolvedPragmas) -> None:
     answer = _ask(connection, "journal_mode = WAL")
     if answer != "wal":
         raise _refused("journal_mode", "wal", answer)
+    _ask(connection, "schema_version")  # a read: who has made the switch opens the WAL only now, and so keeps it there
 
 
 def _sync(connection: Connection, pragmas: ResolvedPragmas) -> None:
@@ -97,6 +101,10 @@ def _read_strings_strictly(connection: Connection, pragmas: ResolvedPragmas) -> 
 def _size(connection: Connection, pragmas: ResolvedPragmas) -> None:
     """Bound what one connection takes of memory and temporary space (https://www.sqlite.org/pragma.html#pragma_cache_size)."""
     _put_given(connection, pragmas, "cache_size", "temp_store", "analysis_limit")
+    # Some builds overrule this pragma, and answer as if they obeyed (https://www.sqlite.org/tempfiles.html#tempstore).
+    option = _OVERRULED.get(str(pragmas.temp_store))
+    if option and connection.execute("SELECT sqlite_compileoption_used(?)", (option,)).fetchall() == [(1,)]:
+        raise _refused("temp_store", pragmas.temp_store, option)
 
 
 def _map(connection: Connection, pragmas: ResolvedPragmas) -> None:

@@ -26,6 +26,15 @@ _UNKNOWN = -1
 FileId = tuple[int, int]  # device and inode
 
 
+class _Wal:
+    """Be the WAL of one connection's life: what a look notes here after its end, nobody asks for."""
+
+    __slots__ = ("id",)
+
+    def __init__(self) -> None:
+        self.id: FileId | None = None
+
+
 class Presence:
     """Watch over the files of one database; safe from any thread, for each change is one assignment."""
 
@@ -36,8 +45,7 @@ class Presence:
         self._folder = os.path.dirname(path)
         self._folder_id = _file_id(self._folder)
         self._seen = _UNKNOWN  # the folder's time of change (nanoseconds) at which both files were there
-        self._wal_open = False
-        self._wal_id: FileId | None = None
+        self._open: _Wal | None = None
         self.gone: str | None = None  # what has happened; for good, until all handles are closed
 
     def __repr__(self) -> str:
@@ -45,13 +53,12 @@ class Presence:
 
     def opened(self) -> None:
         """Note that the writer's connection is open: from now on there is a WAL, and it stays the same."""
-        self._wal_open = True
+        self._open = _Wal()
         self._seen = _UNKNOWN
 
     def closing(self) -> None:
         """Note that the writer's connection is about to be closed: with the last one the WAL goes."""
-        self._wal_open = False
-        self._wal_id = None
+        self._open = None
 
     def is_lost(self) -> bool:
         """Tell whether the files are not there any more; to be asked after each COMMIT."""
@@ -71,15 +78,15 @@ class Presence:
         if self.gone is None:
             if _file_id(self._path) != self._identity:
                 self._lose(self._path)
-            elif self._wal_open:
-                self._look_at_wal()
+            elif self._open is not None:
+                self._look_at_wal(self._open)
         return self.gone is not None
 
-    def _look_at_wal(self) -> None:
-        expected, found = self._wal_id, _file_id(self._wal)
-        if expected is None:
-            self._wal_id = found
-        elif found != expected and self._wal_id == expected:  # else the connection was closed since
+    def _look_at_wal(self, wal: _Wal) -> None:
+        found = _file_id(self._wal)
+        if wal.id is None:
+            wal.id = found
+        elif found != wal.id and self._open is wal:  # else the connection was closed since
             self._lose(self._wal)
 
     def _lose(self, file: str) -> None:

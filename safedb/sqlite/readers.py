@@ -18,6 +18,7 @@ A reader lost to an exception between two bytecodes is not counted for long: the
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections import deque
@@ -28,8 +29,9 @@ from safedb import errors
 from safedb.config import ResolvedRetryPolicy
 from safedb.retry import INTERRUPT, READONLY, classify, code_of, is_busy, run_again
 from safedb.sql import shorten
+from safedb.sqlite.deserted import is_on_stack
 from safedb.sqlite.driver import sqlite3
-from safedb.sqlite.writer import DRIVER_ERRORS, Outcome, Values
+from safedb.sqlite.writer import DRIVER_ERRORS, STUBBORN, Outcome, Values
 from safedb.stats import PoolStats
 
 
@@ -40,13 +42,20 @@ class WritesAfterAll(Exception):
 class Reader:
     """Be one read-only connection with its one cursor; overdue at ``until`` (monotonic seconds) while it is in use."""
 
-    __slots__ = ("__weakref__", "connection", "cursor", "execute", "until")
+    __slots__ = ("__weakref__", "connection", "cursor", "execute", "told", "until")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self.cursor = connection.cursor()
         self.execute = self.cursor.execute
         self.until = 0.0
+        self.told = 0.0  # the deadline that was told to be overrun
+
+    def renew(self) -> None:
+        """Take another cursor: an interrupt may have left the old one half read, and it would pin its state (H25)."""
+        used, self.cursor = self.cursor, self.connection.cursor()
+        self.execute = self.cursor.execute
+        used.close()
 
     def close(self) -> None:
         """Close the connection. Idempotent."""
@@ -77,7 +86,7 @@ class Readers:
         self._mutex = threading.Lock()
         self._waiters: deque[_Waiter] = deque()
         self._all: dict[int, weakref.ref[Reader]] = {}  # by id
-        self._opening = 0
+        self.opening: dict[int, float] = {}  # the deadlines of threads that open a reader, by ident
         self._waited = 0
         self._closed = False
         self._paused = False  # nobody is lent a reader, and those that come back are closed
@@ -103,6 +112,9 @@ class Readers:
         """Take a reader back, with nothing open on it."""
         if id(reader) not in self._all:  # in a forked child: it is the parent's
             return
+        if reader.connection.in_transaction:  # an interrupt has kept a snapshot from ending it: it would read the past
+            self._close(reader)
+            return
         self.idle.append(reader)
         if self._attention:
             self._match()
@@ -112,9 +124,9 @@ class Readers:
         with self._mutex:
             if self._closed:
                 raise errors.DatabaseClosed(f"{self._name} is closed; connect again")
-            may_open = not self._paused and len(self._all) + self._opening < self._most
+            may_open = not self._paused and len(self._all) + len(self.opening) < self._most
             if may_open:
-                self._opening += 1
+                self.opening[threading.get_ident()] = deadline
             else:
                 self._waited += 1
                 self._waiters.append(waiter)
@@ -146,8 +158,7 @@ class Readers:
             self._know(reader)
             return reader
         finally:
-            with self._mutex:
-                self._opening -= 1
+            self.opening.pop(threading.get_ident(), None)
 
     def _know(self, reader: Reader) -> None:
         key, everyone = id(reader), self._all
@@ -184,13 +195,16 @@ class Readers:
         try:
             cursor = reader.execute(sql, values)
             rows = cursor.fetchall()
-            return rows, cursor.description, len(rows)
+            outcome = rows, cursor.description, len(rows)
         except DRIVER_ERRORS as error:
             return self._second_try(reader, sql, values, error, policy)
-        finally:
-            self.idle.append(reader)
-            if self._attention:
-                self._match()
+        except BaseException:  # half read it would pin its state, and the WAL with it (H25)
+            self._close(reader)
+            raise
+        self.idle.append(reader)
+        if self._attention:
+            self._match()
+        return outcome
 
     def _second_try(
         self, reader: Reader, sql: str, values: Values, error: BaseException, policy: ResolvedRetryPolicy
@@ -207,19 +221,46 @@ class Readers:
         try:
             if not may_retry(error):
                 raise error
-            return run_again(
+            outcome = run_again(
                 attempt, policy=policy, deadline=reader.until, may_retry=may_retry, on_retry=lambda *_: None
             )
         except DRIVER_ERRORS as final:
+            self.give_back(reader)
             raise read_error(final, sql) from final
+        self.give_back(reader)
+        return outcome
 
     # -- the keeper's side, and the end -----------------------------------------------------------------------------
 
-    def interrupt_overdue(self, now: float) -> None:
-        """Interrupt every statement that is past its deadline. A stray interrupt is harmless: the read is run again."""
+    def interrupt_overdue(self, now: float) -> list[float]:
+        """Interrupt every statement that is past its deadline. A stray interrupt is harmless: the read is run again.
+
+        Give by how much those are late that do not end, each once: an SQL function of the user's, say.
+        """
+        stubborn = []
         for reader in self.busy():
-            if reader.until < now:
-                reader.connection.interrupt()
+            until = reader.until
+            if until < now:
+                with contextlib.suppress(sqlite3.ProgrammingError):  # it is being closed
+                    reader.connection.interrupt()
+                if now - until > STUBBORN and reader.told != until:
+                    reader.told = until
+                    stubborn.append(now - until)
+        return stubborn
+
+    def mend(self) -> None:
+        """Let nobody wait for what an interrupt has kept another thread from giving; for the keeper, now and then."""
+        for ident in list(self.opening):
+            if not is_on_stack(ident, self, "self"):
+                self.opening.pop(ident, None)
+        if not self._waiters:
+            return
+        self._match()
+        with self._mutex:
+            if self._waiters and not self._paused and len(self._all) + len(self.opening) < self._most:
+                waiter = self._waiters.popleft()
+                waiter.reopen = True
+                waiter.signal.release()
 
     def everyone(self) -> list[Reader]:
         """List all readers, in use or not."""
@@ -257,7 +298,7 @@ class Readers:
         with self._home:
             self._paused = self._attention = True
             self._close_idle()
-            return self._home.wait_for(lambda: not (self._all or self._opening), max(0.0, deadline - monotonic()))
+            return self._home.wait_for(lambda: not (self._all or self.opening), max(0.0, deadline - monotonic()))
 
     def resume(self) -> None:
         """Lend readers again."""

@@ -47,9 +47,16 @@ class Session:
         """Take the transaction back from user code, or raise `Restart` if the keeper has taken it already."""
         watch = self._writer.watch
         with watch.guard:
-            if self.revoked:
-                raise Restart
+            self._check()
             watch.phase, watch.until = RUNNING, math.inf
+
+    def _check(self) -> None:
+        if self.revoked:
+            if self._restartable:
+                raise Restart
+            raise errors.TransactionAborted(
+                f"this transaction on {self._writer.name} was rolled back: another thread has left its block"
+            )
 
     def run(self, statement: Statement, values: Values, *, many: bool = False) -> Outcome:
         """Run one statement of the user's; past the deadline none is begun, however short it would be."""
@@ -66,8 +73,7 @@ class Session:
         """Run one statement; an error comes classified, and `lost` says whether it ended the transaction."""
         writer, watch = self._writer, self._writer.watch
         with watch.guard:
-            if self.revoked:
-                raise Restart
+            self._check()
             watch.phase, watch.until = RUNNING, self._until
         try:
             return writer.run_many(sql, values) if many else writer.run(sql, values)

@@ -13,13 +13,17 @@ keeper never uses a connection that its thread is using::
 
 from __future__ import annotations
 
+import functools
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 from safedb import errors
-from safedb.retry import INTERRUPT, code_of
+from safedb.config import ResolvedRetryPolicy
+from safedb.retry import INTERRUPT, code_of, is_busy, name_of, run_again
 from safedb.sql import Statement
 from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.readers import Reader, WritesAfterAll, read_error
@@ -27,9 +31,13 @@ from safedb.sqlite.writer import DRIVER_ERRORS, Outcome, Values
 
 Row = tuple[Any, ...]
 
+_DEFAULT = ResolvedRetryPolicy()
+
 
 class SnapshotSession:
     """Read one committed state on one connection; for the thread that opened it."""
+
+    left = False  # its block is being left
 
     def __init__(self, reader: Reader, *, name: str, max_age: float | None) -> None:
         self._reader = reader
@@ -39,7 +47,9 @@ class SnapshotSession:
         self._failed = False
         self.began = monotonic()
         self.expires = None if max_age is None else self.began + max_age
-        self.holder = threading.current_thread().name
+        self.owner = threading.current_thread()
+        self.ident = threading.get_ident()
+        self.holder = self.owner.name
         self.ended: str | None = None  # why no more is read from it
 
     def run(self, statement: Statement, values: Values, timeout: float) -> Outcome:
@@ -92,23 +102,30 @@ class SnapshotSession:
             self._check()
             copy(self._reader.connection)
 
-    def close(self) -> Reader:
-        """End the read transaction and give the reader up."""
+    @property
+    def wanted(self) -> bool:
+        """Tell whether its block is not left, and its thread lives; another may have its number by now."""
+        return not self.left and self.owner.is_alive() and self.ident in sys._current_frames()
+
+    def close(self) -> Reader | None:
+        """End the read transaction and give the reader up, once."""
         with self._guard:
             self._end("it has ended")
-        return self._reader
+            reader, self._reader = self._reader, cast("Reader", None)  # nobody uses it once it has ended
+        return reader
 
     def expire(self, now: float) -> None:
         """End the snapshot if it is past its age; for the keeper."""
         if self.expires is None or now < self.expires or self.ended:
             return
+        reader = self._reader
         if self._guard.acquire(blocking=False):
             try:
                 self._end("it was older than its max_age, and was ended so that the WAL can shrink; begin another")
             finally:
                 self._guard.release()
-        else:
-            self._reader.connection.interrupt()
+        elif reader is not None:
+            reader.connection.interrupt()
 
     def _check(self) -> None:
         if self.ended:
@@ -121,12 +138,15 @@ class SnapshotSession:
     def _end(self, why: str) -> None:
         if self.ended:
             return
-        self.ended = why
-        for cursor in tuple(self._cursors):  # a half-read cursor would keep the state pinned after ROLLBACK
-            cursor.close()
-        self._cursors.clear()
-        if self._reader.connection.in_transaction:
-            self._reader.connection.execute("ROLLBACK")
+        try:
+            for cursor in tuple(self._cursors):  # a half-read cursor would keep the state pinned after ROLLBACK
+                cursor.close()
+            self._cursors.clear()
+            self._reader.renew()
+            if self._reader.connection.in_transaction:
+                self._reader.connection.execute("ROLLBACK")
+        finally:
+            self.ended = why  # not before: others, who look without the guard, take it that nothing is pinned any more
 
     def _classified(self, error: BaseException, sql: str) -> BaseException:
         ours = read_error(error, sql)
@@ -143,46 +163,75 @@ class Snapshots:
     """Know the open snapshots of one database."""
 
     def __init__(self) -> None:
-        self._open: set[SnapshotSession] = set()
+        self._open: dict[int, weakref.ref[SnapshotSession]] = {}  # by id; weakly, so that an interrupt leaves none open
 
-    def open(self, reader: Reader, *, name: str, max_age: float | None) -> SnapshotSession:
-        """Fix a state on ``reader``, and know it until `close`."""
+    def open(
+        self,
+        reader: Reader,
+        *,
+        name: str,
+        max_age: float | None,
+        deadline: float = 0.0,
+        policy: ResolvedRetryPolicy = _DEFAULT,
+    ) -> SnapshotSession:
+        """Fix a state on ``reader``, and know it until `close`. Another's lock is waited for until the deadline."""
         reader.until = _NEVER  # what stands there is the deadline of whoever had it before
+        pin = functools.partial(_pin, reader.connection)
+        began = monotonic()
         try:
             try:
-                _pin(reader.connection)
+                pin()
             except sqlite3.Error as error:
-                if code_of(error) != INTERRUPT:
+                if code_of(error) == INTERRUPT:
+                    pin()  # it was meant for whoever had the reader before
+                elif is_busy(error):  # a recovery (H13), or somebody who has the file to himself
+                    run_again(pin, policy=policy, deadline=deadline, may_retry=is_busy, on_retry=lambda *_: None)
+                else:
                     raise
-                _pin(reader.connection)  # it was meant for whoever had the reader before
         except DRIVER_ERRORS as error:
-            raise read_error(error, f"reading {name}") from error
+            if not is_busy(error):
+                raise read_error(error, f"reading {name}") from error
+            raise errors.LockTimeout(
+                f"waited {monotonic() - began:.3f} s to read {name}, which another program has to itself (it recovers "
+                "it after a crash, closes it as the last one, or has locking_mode=EXCLUSIVE); see what it does, or "
+                "raise the timeout",
+                sqlite_errorname=name_of(error),
+            ) from error
         session = SnapshotSession(reader, name=name, max_age=max_age)
-        self._open.add(session)
+        self._know(session)
         return session
 
-    def close(self, session: SnapshotSession) -> Reader:
-        """End a snapshot and get its reader back."""
+    def _know(self, session: SnapshotSession) -> None:
+        key, sessions = id(session), self._open
+        sessions[key] = weakref.ref(session, lambda _: sessions.pop(key, None))
+
+    def close(self, session: SnapshotSession) -> Reader | None:
+        """End a snapshot and get its reader back, if nobody has it yet."""
         try:
             return session.close()
         finally:
-            self._open.discard(session)
+            self._open.pop(id(session), None)
+
+    def all(self) -> list[SnapshotSession]:
+        """List those that are open."""
+        # One C call, which no other thread can come between.
+        return [session for known in list(self._open.values()) if (session := known()) is not None]
 
     def oldest(self) -> SnapshotSession | None:
         """Find the oldest that still pins its state."""
-        pinned = [session for session in tuple(self._open) if not session.ended]
+        pinned = [session for session in self.all() if not session.ended]
         return min(pinned, key=lambda session: session.began, default=None)
 
     def expire(self, now: float) -> bool:
         """End those past their age; tell whether any is open that has one."""
-        limited = [session for session in tuple(self._open) if session.expires is not None and not session.ended]
+        limited = [session for session in self.all() if session.expires is not None and not session.ended]
         for session in limited:
             session.expire(now)
         return bool(limited)
 
     def disown(self, why: str) -> list[SnapshotSession]:
         """End all without touching their connections, which are another process's; for a forked child."""
-        inherited = list(self._open)
+        inherited = self.all()
         self._open.clear()
         for session in inherited:
             session.ended = why

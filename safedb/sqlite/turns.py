@@ -173,6 +173,17 @@ class Turns:
         """Tell who has the turn at this moment; for messages and statistics."""
         return self._holder
 
+    @property
+    def next(self) -> Ticket | None:
+        """Tell who is to answer: who has the turn, or else the head of the queue; for the keeper."""
+        holder = self._holder
+        if holder is not None:
+            return holder
+        try:
+            return self._queue[0]
+        except IndexError:
+            return None
+
     # -- the waiter's side ----------------------------------------------------------------------------------------
 
     def take(self, ticket: Ticket, deadline: float) -> str:
@@ -218,8 +229,9 @@ class Turns:
                 self._woken = None
                 if self._holder is None:
                     self._holder = ticket
+                    ticket.luggage = None
                     ticket.state = HOLDING
-                    self._queue.remove(ticket)
+                    self._remove(self._queue, ticket)
                     self._fill_queue()
             if late and ticket.state in (WAITING, LOBBY):
                 called = self._drop(ticket)
@@ -314,16 +326,24 @@ class Turns:
     def put_back(self, tickets: Iterable[Ticket]) -> None:
         """Queue tickets again at the front, in their order, with the arrival they had: their run was discarded.
 
-        For the holder, or for who has just deposed it; `leave` or `depose` must follow.
+        For the holder, or for who has just deposed it; `leave` or `depose` must follow. Those that stand in the queue
+        already stay where they are: this may be called again after it was interrupted.
         """
         with self._mutex:
-            for ticket in reversed(list(tickets)):
+            # Critical section: the queue changes by one C call.
+            queued = set(map(id, self._queue))
+            back = [ticket for ticket in tickets if id(ticket) not in queued]
+            back.reverse()
+            behind = self._queue[0].arrived if self._queue else self._now()
+            for ticket in back:
                 if ticket.signal is None:
                     ticket.signal = self._closed_signal()
                 if not ticket.arrived:  # it had found the turn free; nobody before another has waited for less long
-                    ticket.arrived = self._queue[0].arrived if self._queue else self._now()
+                    ticket.arrived = behind
+                behind = ticket.arrived
                 ticket.state = WAITING
-                self._queue.appendleft(ticket)
+            self._queue.extendleft(back)
+            for ticket in back:
                 ticket.wake()  # it sleeps without a deadline, and has one again
 
     def depose(self, ticket: Ticket) -> None:
@@ -368,23 +388,31 @@ class Turns:
             self._woken = None
         if ticket.state is WAITING:
             ticket.state = LATE
-            self._queue.remove(ticket)
+            self._remove(self._queue, ticket)
         else:
             ticket.state = CROWDED
-            self._lobby.remove(ticket)
+            self._remove(self._lobby, ticket)
         return self._call_next()
+
+    def _remove(self, where: deque[Ticket], ticket: Ticket) -> None:
+        """Take a ticket out; an interrupt may have kept it from ever getting in."""
+        try:
+            where.remove(ticket)
+        except ValueError:
+            pass
 
     def _fill_queue(self) -> None:
         while self._lobby and len(self._queue) < self._limit:
             ticket = self._lobby[0]
-            ticket.state = WAITING
-            self._queue.append(ticket)
+            if ticket.state is LOBBY:  # else an interrupt came before the last line
+                ticket.state = WAITING
+                self._queue.append(ticket)
             self._lobby.popleft()
 
     def _give(self, ticket: Ticket, luggage: object) -> Ticket:
         """Make the head of the queue the holder, whether or not it is awake; the caller wakes it."""
-        self._holder = ticket
         ticket.luggage = luggage
+        self._holder = ticket
         ticket.state = HOLDING
         self._queue.popleft()
         if self._woken is ticket:

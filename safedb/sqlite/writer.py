@@ -29,6 +29,9 @@ RUNNING = "running"  # a statement may be under way: it can be interrupted
 USER = "user code"  # the transaction is open, and its thread is in a function of the user's
 COMMITTING = "committing"  # COMMIT is under way: nobody may disturb it
 
+STUBBORN = 0.1  # seconds past its deadline after which a statement that does not end, interrupted or not, is told of
+UNSTOPPABLE = "a statement that SQLite cannot interrupt (an SQL function in Python, DROP TABLE), or its COMMIT"
+
 _WITH = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*WITH\b", re.IGNORECASE | re.DOTALL)
 NO_ROWS: list[tuple[Any, ...]] = []
 # What running a statement may raise: the driver's errors, Python's for values that it cannot bind, and whatever a
@@ -43,12 +46,13 @@ class Watch:
     of a later transaction. (A lone autocommitted statement sets only ``until``: it can be run again.)
     """
 
-    __slots__ = ("guard", "phase", "until")
+    __slots__ = ("guard", "phase", "told", "until")
 
     def __init__(self) -> None:
         self.guard = threading.Lock()
         self.phase = IDLE
         self.until = math.inf
+        self.told = math.inf  # the deadline that was told to be overrun
 
     def enter(self, phase: str, until: float = math.inf) -> None:
         """Go over to another phase, overdue at ``until`` (monotonic seconds)."""
@@ -80,6 +84,7 @@ class Writer:
         self.name = name
         self.watch = Watch()
         self.presence = presence
+        self.deadline: float | None = None  # of who has the turn: a connection that it opens may wait so long
         self.connection: sqlite3.Connection | None = None
         self._cursor: sqlite3.Cursor | None = None
         self._pid = os.getpid()
@@ -115,6 +120,11 @@ class Writer:
         """Ask SQLite whether a transaction is open: after an error only it knows."""
         return self.connection is not None and self.connection.in_transaction
 
+    @property
+    def changes(self) -> int:
+        """Count the rows that were ever changed over this connection, but for what failed."""
+        return self.connection.total_changes if self.connection is not None else 0
+
     def close(self) -> None:
         """Close the connection; the next use opens another. Idempotent."""
         connection, self.connection, self._cursor = self.connection, None, None
@@ -136,6 +146,7 @@ class Writer:
         if self.presence is not None and self.presence.gone is not None:
             raise errors.OperationalError(self.presence.gone)
         self.check_process()
+        self.deadline = deadline
         side = self.side
         if side is None or side.try_acquire():
             return
@@ -218,8 +229,7 @@ class Writer:
                 count = cursor.execute("SELECT changes()").fetchone()[0]
             return NO_ROWS, None, count
         rows = cursor.fetchall()
-        count = cursor.rowcount
-        return rows, description, len(rows) if count < 0 else count
+        return rows, description, len(rows)  # not rowcount: pysqlite3's is the statement's before this one
 
     def run_many(self, sql: str, rows: Sequence[Values]) -> Outcome:
         """Run one statement once for each of ``rows``; the count is their sum."""
@@ -249,10 +259,16 @@ class Writer:
         self.unlock()
 
     def rollback(self) -> None:
-        """Roll back what is open. Never raises: a rollback that fails costs the connection, which undoes it as well."""
+        """Roll back what is open. Never raises: a rollback that fails costs the connection, which undoes it as well.
+
+        Outside a transaction it ends what an interrupt has left half read: until then it would hold SQLite's locks.
+        """
         try:
             if self.in_transaction:
                 self.cursor().execute("ROLLBACK")
+            elif self._cursor is not None and self.connection is not None:
+                used, self._cursor = self._cursor, self.connection.cursor()
+                used.close()
         except sqlite3.Error:
             self.discard()
 

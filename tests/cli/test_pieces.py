@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import signal
-import sqlite3
 import threading
 from collections.abc import Iterator
 from multiprocessing import Pipe
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from support import sqlite3
 
 import safedb
 from safedb.cli.stress import by_hand, lock_holder, machine, target, with_safedb

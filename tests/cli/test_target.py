@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 from pathlib import Path
 
 import pytest
+from support import sqlite3
 
 from safedb.cli.stress.target import BY_HAND, SAFEDB, Fresh, Given, TargetError, choose, engine
 from safedb.errors import ConfigError

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import sqlite3
 
 from safedb.cli.stress import by_hand
 from safedb.cli.stress.source import Row, checksum

@@ -162,6 +162,7 @@ def test_a_read_only_handle_reads_and_writes_nothing(db: safedb.Database, connec
 
 
 def test_a_forgotten_handle_is_told_of(target: Any) -> None:
+    """H28: the modules themselves tell of it from Python 3.13 on, or never."""
     db = safedb.connect(target)
     close = db._close
     with pytest.warns(ResourceWarning, match=r"close\(\)"):

@@ -6,7 +6,6 @@ Where the engines cannot agree, a test pins what each of them does, and what can
 # What raises here is a block, with what came before in it.
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import Backend, Connect
+from support import sqlite3
 
 import safedb
 

@@ -325,9 +325,9 @@ def whole(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def damage(content: bytes, chance: random.Random) -> bytes:
+def damage(good: bytes, chance: random.Random) -> bytes:
     """Damage a file in one of the ways in which files are damaged."""
-    content = bytearray(content)
+    content = bytearray(good)
     kind = chance.randrange(4)
     if kind == 0:  # cut short
         return bytes(content[: chance.randrange(len(content))])

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
@@ -20,6 +19,7 @@ from typing import Any, cast
 import pytest
 from scheduler import Failure, Plan, Scheduler, explore
 from steps import FAR, Interrupted, Unforgiving, schedules, unforgiving
+from support import sqlite3
 
 from safedb import errors
 from safedb.config import RetryPolicy
@@ -78,6 +78,7 @@ class Connection:
 
     description = None
     rowcount = -1
+    total_changes = 0
 
     def __init__(self, store: Store) -> None:
         self.store = store

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3 as stdlib
 import stat
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Crew
+from support import Crew, sqlite3
 
 import safedb
 from safedb import errors
@@ -41,7 +40,7 @@ def db(tmp_path: Path) -> Iterator[safedb.Database]:
 
 
 def content(path: Path) -> tuple[Any, ...]:
-    connection = stdlib.connect(path)
+    connection = sqlite3.connect(path)
     row: tuple[Any, ...] = connection.execute("SELECT count(*), min(x), max(x) FROM t").fetchone()
     assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     connection.close()

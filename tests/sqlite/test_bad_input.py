@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 import os
 import resource
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import Connect
-from support import JOIN, Crew, unmeasured
+from support import JOIN, Crew, sqlite3, unmeasured
 
 import safedb
 
@@ -388,6 +387,7 @@ OUT_OF_RANGE = {
 
 @pytest.mark.parametrize("value", OUT_OF_RANGE.values(), ids=OUT_OF_RANGE.keys())
 def test_values_out_of_range(db: safedb.Database, value: Any) -> None:
+    """H26: each module raises something else for each of them, or stores another value."""
     refused(lambda: db.execute("INSERT INTO t (v) VALUES (?)", (value,)), safedb.DataError, "parameter 1")
     refused(lambda: db.execute("INSERT INTO t (v) VALUES (:x)", {"x": value}), safedb.DataError, "parameter :x")
 

@@ -16,6 +16,7 @@ from safedb import errors
 from safedb.sqlite import checkpoints
 from safedb.sqlite.checkpoints import Answer, Checkpoints
 from safedb.sqlite.engine import SqliteEngine
+from safedb.sqlite.sidelock import SideLock
 from safedb.stats import Event, LongSnapshot, SlowCheckpoint
 
 GENEROUS = safedb.RetryPolicy(timeout=60.0)
@@ -287,7 +288,7 @@ def test_the_keeper_waits_for_nobody_else(open_db: Connect) -> None:
 
 
 def test_a_checkpoint_never_overlaps_a_transaction(open_db: Connect, gate: Gate, crew: Crew) -> None:
-    """H1, H2: what races is a checkpoint beside a commit. It takes a turn like any writer."""
+    """H1, H2, H4: what races is a checkpoint beside a commit. It takes a turn like any writer."""
     db, _ = open_db()
     writing = crew(db.execute, "INSERT INTO t SELECT gate()")
     gate.wait_until_reached()
@@ -296,6 +297,26 @@ def test_a_checkpoint_never_overlaps_a_transaction(open_db: Connect, gate: Gate,
     gate.open()
     writing.result()
     moving.result()
+    assert db.stats().wal_bytes == 0
+
+
+def test_a_checkpoint_never_overlaps_a_transaction_of_another_process(open_db: Connect, tmp_path: Path) -> None:
+    """H4: it takes the lock that every process holds from before BEGIN until after COMMIT.
+
+    Written down: somebody with descriptors of its own holds that lock, as another process that writes would; a
+    checkpoint gives up at its deadline and has moved nothing; once the lock is given back it moves all.
+    """
+    db, _ = open_db()
+    fill(db, 10)
+    other = SideLock(str(tmp_path / "app.db"))
+    assert other.try_acquire()
+    try:
+        with pytest.raises(errors.LockTimeout):
+            db.checkpoint(timeout=0.2)
+        assert db.stats().wal_bytes > 0
+    finally:
+        other.close()
+    db.checkpoint()
     assert db.stats().wal_bytes == 0
 
 

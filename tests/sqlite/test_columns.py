@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import sqlite3 as stdlib
 import threading
 import uuid
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import wait_until
+from support import sqlite3, wait_until
 
 import safedb
 from safedb.sql import parse
@@ -148,7 +147,7 @@ def test_a_schema_changed_by_this_process_is_seen_at_once(db: safedb.Database) -
 
 def test_a_schema_changed_by_another_program_is_seen_soon(db: safedb.Database, tmp_path: Path) -> None:
     assert db.execute("SELECT plain FROM t").scalar() == "x"
-    other = stdlib.connect(tmp_path / "app.db", isolation_level=None)
+    other = sqlite3.connect(tmp_path / "app.db", isolation_level=None)
     other.executescript("DROP TABLE t; CREATE TABLE t(plain BOOLEAN); INSERT INTO t VALUES (1)")
     other.close()
 
@@ -194,9 +193,9 @@ def test_a_description_that_does_not_fit_the_rows_is_made_anew(db: safedb.Databa
 def test_a_connection_that_was_opened_before_a_closing_is_not_kept(db: safedb.Database) -> None:
     """In memory the description rests on a copy of the schema: one that was made before a change must not stay."""
     engine: Any = db._engine
-    opened: list[stdlib.Connection] = []
+    opened: list[sqlite3.Connection] = []
 
-    def connect() -> stdlib.Connection:
+    def connect() -> sqlite3.Connection:
         opened.append(engine.connections.describer())
         if len(opened) == 1:
             fresh.close()  # another thread has changed the schema meanwhile
@@ -205,7 +204,7 @@ def test_a_connection_that_was_opened_before_a_closing_is_not_kept(db: safedb.Da
     fresh = Columns(connect)
     assert fresh.of(parse("SELECT flag FROM t"), 1) is not None
     assert len(opened) == 2
-    with pytest.raises(stdlib.ProgrammingError, match="closed"):
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         opened[0].execute("SELECT 1")
     fresh.close()
 

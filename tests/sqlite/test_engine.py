@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3 as stdlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Crew, Gate, wait_until
+from support import Crew, Gate, sqlite3, wait_until
 
 import safedb
 from safedb import errors
@@ -262,7 +261,7 @@ def test_what_is_known_of_a_read_is_forgotten_when_the_schema_changes(db: safedb
         assert sql not in engine._plans
     db.execute("INSERT INTO t(a, b) VALUES (1, 0)")
     assert db.execute(sql).fetchall() == [(None, None, True, False)]
-    other = stdlib.connect(path)
+    other = sqlite3.connect(path)
     other.execute("ALTER TABLE t ADD COLUMN c BOOLEAN")
     other.close()
     assert len(db.execute(sql).one()) == 5
@@ -361,7 +360,7 @@ def test_in_memory_a_transaction_inside_a_snapshot_works_on_the_database(crew: C
 def test_check_finds_broken_references_and_damage(db: safedb.Database, path: Path) -> None:
     assert db.check() == []
     db.executescript("CREATE TABLE p(id INTEGER PRIMARY KEY); CREATE TABLE c(p REFERENCES p)")
-    other = stdlib.connect(path)
+    other = sqlite3.connect(path)
     other.execute("INSERT INTO c VALUES (5)")  # a plain connection does not enforce references
     other.commit()
     other.close()
@@ -455,7 +454,7 @@ def test_a_close_that_fails_is_classified(path: Path, monkeypatch: pytest.Monkey
 
     def fail() -> None:
         real()
-        raise stdlib.OperationalError("disk I/O error")  # no sound disk fails on demand
+        raise sqlite3.OperationalError("disk I/O error")  # no sound disk fails on demand
 
     monkeypatch.setattr(engine.writer, "close", fail)
     with pytest.raises(errors.OperationalError, match=r"closing .*app\.db"):

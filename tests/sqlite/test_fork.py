@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sqlite3 as stdlib
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Crew, Gate, wait_until
+from support import Crew, Gate, sqlite3, wait_until
 
 import safedb
 from safedb import errors
@@ -144,7 +143,7 @@ def test_with_idle_handles_both_sides_go_on(db: safedb.Database, path: Path) -> 
 
 def test_a_child_holds_real_locks(db: safedb.Database, path: Path) -> None:
     """H34: its INSERT returned, and was never on the disk; here an outsider sees the lock and the row."""
-    outsider = stdlib.connect(path, timeout=0, isolation_level=None)
+    outsider = sqlite3.connect(path, timeout=0, isolation_level=None)
     ready_read, ready_write = os.pipe()
     go_read, go_write = os.pipe()
 
@@ -157,7 +156,7 @@ def test_a_child_holds_real_locks(db: safedb.Database, path: Path) -> None:
 
     child = Child(hold)
     os.read(ready_read, 1)
-    with pytest.raises(stdlib.OperationalError, match="locked"):
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
         outsider.execute("BEGIN IMMEDIATE")
     os.write(go_write, b"x")
     assert child.answer() == "'committed'"
@@ -346,7 +345,7 @@ def test_a_fork_while_another_thread_holds_a_block_is_not_held_up(db: safedb.Dat
 def test_a_fork_while_another_thread_opens_the_file(path: Path, crew: Crew) -> None:
     """H34: its connection is open already, and the engine is not yet known."""
     safedb.connect(path, schema="CREATE TABLE t(x)").close()
-    holder = stdlib.connect(path, isolation_level=None, check_same_thread=False)
+    holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     holder.execute("PRAGMA journal_mode=DELETE")
     holder.execute("BEGIN IMMEDIATE")  # so that the switch to WAL has to wait
     connecting = crew(safedb.connect, path, retry=GENEROUS)
@@ -358,7 +357,7 @@ def test_a_fork_while_another_thread_opens_the_file(path: Path, crew: Crew) -> N
         holder.close()
     with connecting.result() as db:
         assert count(db) == 0
-    assert not fork._half_open
+    assert not fork._preparations
 
 
 PARENT = """
@@ -393,7 +392,7 @@ def test_a_child_that_ends_its_interpreter_does_not_undo_what_its_parent_does(
         timeout=60,
     )
     assert done.stdout.split("\n")[:3] == [f"{rows}", f"{rows} []", f"{rows + 1}"], done.stderr
-    outsider = stdlib.connect(path)
+    outsider = sqlite3.connect(path)
     assert outsider.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert outsider.execute("SELECT count(*) FROM t").fetchone() == (rows + 1,)
     outsider.close()

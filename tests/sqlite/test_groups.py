@@ -649,7 +649,7 @@ ALIKE_SCHEMA = """
 def test_statements_of_one_text_in_one_group_do_what_they_do_one_by_one(
     connect: Connect, tmp_path: Any, crew: Crew, sql: str
 ) -> None:
-    """However a group runs a run of alike statements: counts, rows and content are those of a serial run."""
+    """However a group runs a run of alike statements: counts (H27), rows and content are those of a serial run."""
 
     def counter() -> Callable[[], int]:
         count = iter(range(1000))

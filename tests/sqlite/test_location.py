@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import shutil
 import socket
-import sqlite3
 import stat
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import sqlite3
 
 from safedb.errors import ConfigError
 from safedb.sqlite import location

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sqlite3 as stdlib
 import stat
 import subprocess
 import sys
@@ -15,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Crew, wait_until
+from support import Crew, sqlite3, wait_until
 
 import safedb
 from safedb import errors
 from safedb.sqlite import connections, location, opening
 from safedb.sqlite.engine import SqliteEngine
-from safedb.sqlite.opening import registry, wal_reset_race
+from safedb.sqlite.health import RACE_REMEDY, wal_reset_race
+from safedb.sqlite.opening import registry
 
 GENEROUS = safedb.RetryPolicy(timeout=60.0)
 ENVIRON = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -260,7 +260,7 @@ def test_the_side_files_are_held_before_the_file_is_touched(connect: Connect, mo
     order: list[str] = []
     real = connections.Connections._connect
 
-    def watched(self: connections.Connections, mode: str) -> stdlib.Connection:
+    def watched(self: connections.Connections, mode: str) -> sqlite3.Connection:
         engines = [frame for frame in made if frame.connections is self]
         order.append(f"{mode} {engines[0].side is not None and engines[0].side.held}")
         connection = real(self, mode)
@@ -334,7 +334,7 @@ def test_a_file_that_goes_away_while_it_is_opened_is_a_clear_error(
 
 def test_another_programs_lock_is_waited_for(connect: Connect, path: Path, crew: Crew) -> None:
     """H12: the switch to WAL does not use SQLite's own busy timeout."""
-    holder = stdlib.connect(path, isolation_level=None, check_same_thread=False)
+    holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     holder.execute("CREATE TABLE t(x)")
     holder.execute("BEGIN IMMEDIATE")
     holder.execute("INSERT INTO t VALUES (1)")
@@ -418,6 +418,24 @@ def test_the_wal_reset_race_is_told_of(
     with caplog.at_level(logging.INFO, logger="safedb"):
         connect()
     assert ("WAL-reset race" in caplog.text) is affected
+    assert (RACE_REMEDY in caplog.text) is affected
+
+
+def test_an_operator_can_vouch_for_a_sqlite_that_was_mended(
+    connect: Connect, path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H6: some systems carry the fix and keep the number. A misspelt word is refused, and leaves nothing open."""
+    monkeypatch.setattr(opening, "VERSION", (3, 40, 1))
+    monkeypatch.setenv("SAFEDB_WAL_RESET_FIXED", "1")
+    with caplog.at_level(logging.INFO, logger="safedb"):
+        connect()
+    assert "WAL-reset race" not in caplog.text
+    monkeypatch.setenv("SAFEDB_WAL_RESET_FIXED", "perhaps")
+    other = path.with_name("other.db")
+    with pytest.raises(safedb.ConfigError, match="SAFEDB_WAL_RESET_FIXED = 'perhaps' is no switch"):
+        connect(other)
+    assert not any(engine.path == str(other) for engine in registry.engines())
+    assert not other.with_name("other.db-wal").exists(), "its connection was closed"
 
 
 def test_a_temporary_place_is_warned_of_once(
@@ -483,21 +501,21 @@ def test_opening_gives_up_at_its_deadline_and_names_who_holds_the_file(connect: 
 
 
 def test_a_connection_in_the_making_is_closed_when_it_fails(path: Path) -> None:
-    opened: list[stdlib.Connection] = []
+    opened: list[sqlite3.Connection] = []
     made = connections.Connections(str(path), safedb.Pragmas().effective(), connections.Extras(), GENEROUS.effective())
     location.create(str(path), 0o600)
 
     class Interrupted(BaseException):
         pass
 
-    def apply(connection: stdlib.Connection, role: Any) -> None:
+    def apply(connection: sqlite3.Connection, role: Any, deadline: float) -> None:
         opened.append(connection)
         raise Interrupted
 
     made._apply = apply  # type: ignore[method-assign]  # a KeyboardInterrupt that comes just here
     with pytest.raises(Interrupted):
         made.reader()
-    with pytest.raises(stdlib.ProgrammingError, match="closed"):
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         opened[0].execute("SELECT 1")
 
 

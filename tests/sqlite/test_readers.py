@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sqlite3 as stdlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Crew, Gate, wait_until
+from support import Crew, Gate, sqlite3, wait_until
 
 import safedb
 from safedb import errors
@@ -38,7 +37,7 @@ def crew() -> Iterator[Crew]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "app.db"
-    connection = stdlib.connect(path, isolation_level=None)
+    connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("CREATE TABLE t(x)")
     connection.execute("INSERT INTO t VALUES (1)")
@@ -51,9 +50,11 @@ def make(path: Path) -> Iterator[Make]:
     """Make pools; close them all at the end. ``prepare`` is given each new connection."""
     pools: list[Readers] = []
 
-    def make(most: int = 2, prepare: Callable[[stdlib.Connection], Any] = lambda _: None) -> Readers:
-        def connect() -> stdlib.Connection:
-            connection = stdlib.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
+    def make(most: int = 2, prepare: Callable[[sqlite3.Connection], Any] = lambda _: None) -> Readers:
+        def connect() -> sqlite3.Connection:
+            connection = sqlite3.connect(
+                f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+            )
             connection.execute("PRAGMA query_only=ON")
             prepare(connection)
             return connection
@@ -69,7 +70,7 @@ def make(path: Path) -> Iterator[Make]:
 def is_open(reader: Reader) -> bool:
     try:
         reader.connection.execute("SELECT 1")
-    except stdlib.ProgrammingError:
+    except sqlite3.ProgrammingError:
         return False
     return True
 
@@ -153,7 +154,7 @@ def test_each_reader_is_used_by_one_thread_at_a_time(make: Make, crew: Crew) -> 
 
     numbers = iter(range(100))
 
-    def prepare(connection: stdlib.Connection) -> None:
+    def prepare(connection: sqlite3.Connection) -> None:
         number = next(numbers)
         connection.create_function("me", 0, lambda: enter(number))
 
@@ -174,7 +175,7 @@ def test_each_reader_is_used_by_one_thread_at_a_time(make: Make, crew: Crew) -> 
 def test_a_reader_that_cannot_be_opened_takes_no_place(make: Make) -> None:
     broken = [True]
 
-    def prepare(connection: stdlib.Connection) -> None:
+    def prepare(connection: sqlite3.Connection) -> None:
         if broken[0]:
             connection.close()
             raise errors.OperationalError("no descriptors left")
@@ -195,7 +196,7 @@ def test_a_reader_lost_to_an_exception_is_not_counted_for_long(make: Make) -> No
     del reader
     gc.collect()
     assert pool.stats().size == 0
-    with pytest.raises(stdlib.ProgrammingError, match="closed"):
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         connection.execute("SELECT 1")
     pool.give_back(pool.check_out(soon(0.1)))
 
@@ -208,7 +209,7 @@ def test_a_read_is_complete_and_leaves_nothing_open(make: Make, path: Path) -> N
     pool = make(1)
     rows, description, count = pool.run("SELECT x, ? AS y FROM t", (7,), LONG, POLICY)
     assert (rows, [column[0] for column in description], count) == ([(1, 7)], ["x", "y"], 1)
-    connection = stdlib.connect(path, isolation_level=None)
+    connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("INSERT INTO t VALUES (2)")
     assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
     connection.close()
@@ -261,13 +262,13 @@ def test_a_stray_interrupt_is_harmless_the_read_is_run_again(make: Make, crew: C
 
 def test_a_read_waits_for_a_lock_that_only_recovery_or_a_mode_switch_takes(make: Make, path: Path, crew: Crew) -> None:
     """H13: a reader may meet BUSY too, and runs again until its deadline."""
-    holder = stdlib.connect(path, isolation_level=None, check_same_thread=False)
+    holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     holder.execute("PRAGMA locking_mode=EXCLUSIVE")
     holder.execute("BEGIN EXCLUSIVE")
     holder.execute("INSERT INTO t VALUES (2)")
     asked = threading.Event()
 
-    def prepare(connection: stdlib.Connection) -> None:
+    def prepare(connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA busy_timeout=0")
         connection.set_trace_callback(lambda _: asked.set())
 
@@ -281,13 +282,13 @@ def test_a_read_waits_for_a_lock_that_only_recovery_or_a_mode_switch_takes(make:
 
 
 def test_a_read_that_may_be_tried_once_raises_the_databases_own_error(make: Make, path: Path) -> None:
-    holder = stdlib.connect(path, isolation_level=None)
+    holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("PRAGMA locking_mode=EXCLUSIVE")
     holder.execute("BEGIN EXCLUSIVE")
     pool = make(1, lambda connection: connection.execute("PRAGMA busy_timeout=0"))
     with pytest.raises(errors.LockTimeout) as caught:
         pool.run("SELECT 1 FROM t", (), LONG, ResolvedRetryPolicy(timeout=LONG, attempts=1))
-    assert isinstance(caught.value.__cause__, stdlib.OperationalError)
+    assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
     holder.close()
 
 

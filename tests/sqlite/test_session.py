@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import sqlite3
 
 import safedb
 from safedb.config import RetryPolicy
@@ -61,5 +61,5 @@ def test_a_value_that_a_strict_table_refuses_is_a_data_error_as_on_postgresql(tm
     with safedb.connect(tmp_path / "app.db", schema=schema) as db, pytest.raises(safedb.DataError) as caught:
         db.execute("INSERT INTO t VALUES ('text')")
 
-    assert caught.value.sqlite_errorname in (None, "SQLITE_CONSTRAINT_DATATYPE")  # Python 3.11 does not know the name
-    assert isinstance(caught.value.__cause__, sqlite3.IntegrityError)
+    assert caught.value.sqlite_errorname == "SQLITE_CONSTRAINT_DATATYPE"
+    assert isinstance(caught.value.__cause__, sqlite3.DatabaseError)

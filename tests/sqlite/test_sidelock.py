@@ -811,7 +811,7 @@ class TestHolder:
         lock.release()
         assert lock.holder() is None
 
-    @pytest.mark.parametrize("number", [0, -1, 2**40, 2**22 + 1])
+    @pytest.mark.parametrize("number", [0, -1, (2**22 + 1) << 32, 2**22 + 1])
     def test_no_process_that_does_not_live_is_named(
         self, make_lock: Callable[[], SideLock], database: str, number: int
     ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sqlite3 as stdlib
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Crew, Gate, wait_until
+from support import Crew, Gate, sqlite3, wait_until
 
 import safedb
 from safedb import errors
@@ -51,7 +50,7 @@ def engine_of(db: safedb.Database) -> SqliteEngine:
 
 def truncate(path: str) -> tuple[int, int, int]:
     """Let another program empty the WAL, and tell what SQLite answers: busy, frames, frames moved."""
-    connection = stdlib.connect(path, isolation_level=None, timeout=0)
+    connection = sqlite3.connect(path, isolation_level=None, timeout=0)
     answer: tuple[int, int, int] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     connection.close()
     return answer
@@ -178,7 +177,7 @@ def test_a_snapshot_past_its_age_is_interrupted_inside_a_statement(db: safedb.Da
 
     def read() -> None:
         with db.snapshot(max_age=3600.0) as snap:
-            session.extend(engine.snapshots._open)
+            session.extend(engine.snapshots.all())
             snap.execute("SELECT gate(x) FROM t, (SELECT 1 UNION SELECT 2)")
 
     reading = crew(read)
@@ -225,7 +224,8 @@ def test_the_keeper_does_not_interrupt_a_snapshot_that_is_being_opened(db: safed
     reader.connection.set_trace_callback(lambda _: engine.readers.interrupt_overdue(time.monotonic()))
     session = engine.snapshots.open(reader, name="app.db", max_age=None)
     reader.connection.set_trace_callback(None)
-    engine.readers.give_back(engine.snapshots.close(session))
+    assert engine.snapshots.close(session) is reader
+    engine.readers.give_back(reader)
 
 
 # -- the end ----------------------------------------------------------------------------------------------------------
@@ -235,12 +235,12 @@ def test_a_state_that_cannot_be_fixed_leaves_the_reader_usable(tmp_path: Path) -
     """A file that became junk fails at the first read; the BEGIN before it has succeeded."""
     path = tmp_path / "junk.db"
     path.write_bytes(b"this is no database at all, but long enough to be one" * 40)
-    reader = Reader(stdlib.connect(path, isolation_level=None))
+    reader = Reader(sqlite3.connect(path, isolation_level=None))
     with pytest.raises(errors.DatabaseError) as caught:
         Snapshots().open(reader, name="junk.db", max_age=None)
     assert caught.value.sqlite_errorname == "SQLITE_NOTADB"
     assert not reader.connection.in_transaction
-    reader.connection.set_authorizer(lambda *_: stdlib.SQLITE_DENY)  # now BEGIN itself is refused
+    reader.connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)  # now BEGIN itself is refused
     with pytest.raises(errors.ProgrammingError, match="not authorized"):
         Snapshots().open(reader, name="junk.db", max_age=None)
     reader.close()
@@ -260,7 +260,7 @@ def test_ending_twice_is_ending_once(db: safedb.Database) -> None:
 
 def test_a_disowned_snapshot_never_touches_its_connection_again(tmp_path: Path) -> None:
     """H30: in a forked child the connection is the parent's."""
-    connection = stdlib.connect(tmp_path / "a.db", isolation_level=None)
+    connection = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
     snapshots = Snapshots()
     session = snapshots.open(Reader(connection), name="a.db", max_age=None)
     statements: list[str] = []

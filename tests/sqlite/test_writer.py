@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3 as stdlib
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Crew, Gate, wait_until
+from support import Crew, Gate, sqlite3, wait_until
 
 import safedb
 from safedb import errors
@@ -64,9 +63,9 @@ def db(path: Path, heard: list[Event], gate: Gate) -> Iterator[safedb.Database]:
 
 
 @pytest.fixture
-def outsider(path: Path, db: safedb.Database) -> Iterator[stdlib.Connection]:
+def outsider(path: Path, db: safedb.Database) -> Iterator[sqlite3.Connection]:
     """Be a program that does not use safedb."""
-    connection = stdlib.connect(path, isolation_level=None, timeout=0, check_same_thread=False)
+    connection = sqlite3.connect(path, isolation_level=None, timeout=0, check_same_thread=False)
     yield connection
     connection.close()
 
@@ -100,7 +99,7 @@ def test_a_deferred_reference_that_is_broken_at_commit_keeps_nothing(db: safedb.
     """H46e: the COMMIT fails and leaves the transaction open."""
     with pytest.raises(errors.ForeignKeyViolation) as caught:
         WAYS[way](db, "INSERT INTO child VALUES (1, 77)")
-    assert isinstance(caught.value.__cause__, stdlib.IntegrityError)
+    assert isinstance(caught.value.__cause__, sqlite3.DatabaseError)
     assert db.execute("SELECT count(*) FROM child").scalar() == 0
     assert not engine_of(db).writer.in_transaction
     db.execute("INSERT INTO t VALUES (1)", timeout=5.0)
@@ -279,7 +278,7 @@ def test_after_a_failed_fsync_no_member_of_the_group_is_told_more_than_is_known(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_another_programs_transaction_is_waited_for(
-    db: safedb.Database, outsider: stdlib.Connection, crew: Crew, way: str, heard: list[Event]
+    db: safedb.Database, outsider: sqlite3.Connection, crew: Crew, way: str, heard: list[Event]
 ) -> None:
     """H9, H17: SQLite's own waiting starves; ours is retried in short slices, and counted."""
     outsider.execute("BEGIN IMMEDIATE")
@@ -297,7 +296,7 @@ def test_another_programs_transaction_is_waited_for(
 
 @pytest.mark.parametrize("sql", ["PRAGMA user_version = 7", "VACUUM", "CREATE TABLE more(x)"])
 def test_exclusive_work_waits_for_another_program_too(
-    db: safedb.Database, outsider: stdlib.Connection, crew: Crew, sql: str
+    db: safedb.Database, outsider: sqlite3.Connection, crew: Crew, sql: str
 ) -> None:
     outsider.execute("BEGIN IMMEDIATE")
     waiting = crew(db.execute, sql)
@@ -308,7 +307,7 @@ def test_exclusive_work_waits_for_another_program_too(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_at_the_deadline_the_error_names_what_was_waited_for(
-    db: safedb.Database, outsider: stdlib.Connection, way: str
+    db: safedb.Database, outsider: sqlite3.Connection, way: str
 ) -> None:
     outsider.execute("BEGIN IMMEDIATE")
     short = safedb.connect(Path(engine_of(db).name), retry=safedb.RetryPolicy(timeout=0.15))
@@ -318,7 +317,7 @@ def test_at_the_deadline_the_error_names_what_was_waited_for(
     assert 0.1 < time.monotonic() - started < 10.0
     assert caught.value.retryable
     assert caught.value.sqlite_errorname == "SQLITE_BUSY"
-    assert isinstance(caught.value.__cause__, stdlib.OperationalError)
+    assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
     outsider.execute("ROLLBACK")
     short.execute("INSERT INTO t VALUES (5)", timeout=30.0)
     short.close()
@@ -423,10 +422,10 @@ def test_savepoints_keep_and_undo_and_nest(db: safedb.Database) -> None:
 def test_a_rollback_to_after_the_transaction_is_lost_does_nothing(db: safedb.Database) -> None:
     engine = engine_of(db)
     held = engine.block(30.0, engine.policy)
-    engine.begin(held)
-    held.session.run(parse("INSERT INTO t VALUES (1)"), ())
+    session = engine.begin(held)
+    session.run(parse("INSERT INTO t VALUES (1)"), ())
     engine.writer.rollback()  # as SQLite does by itself
-    held.session.rollback_to("anything")
+    session.rollback_to("anything")
     with pytest.raises(errors.TransactionAborted, match="nothing of it was kept"):
         engine.commit(held)
     engine.rollback(held)
@@ -477,7 +476,7 @@ def test_exclusive_work_past_its_deadline_is_interrupted(db: safedb.Database, ga
 # -- the writer alone -------------------------------------------------------------------------------------------------
 
 
-class Breaking(stdlib.Connection):
+class Breaking(sqlite3.Connection):
     """A connection whose ROLLBACK, BEGIN or close fails: a sound disk and sound memory give none of these."""
 
     failing: frozenset[str] = frozenset()
@@ -487,21 +486,21 @@ class Breaking(stdlib.Connection):
 
     def close(self) -> None:
         if "close" in self.failing:
-            raise stdlib.OperationalError("unable to close")
+            raise sqlite3.OperationalError("unable to close")
         super().close()
 
 
-class BreakingCursor(stdlib.Cursor):
+class BreakingCursor(sqlite3.Cursor):
     def execute(self, sql: str, *values: Any) -> Any:
         connection: Any = self.connection
         if sql.split()[0] in connection.failing:
-            raise stdlib.OperationalError(f"cannot {sql}")
+            raise sqlite3.OperationalError(f"cannot {sql}")
         return super().execute(sql, *values)
 
 
 def lone_writer(path: Path, opened: list[Breaking]) -> Writer:
-    def connect() -> stdlib.Connection:
-        opened.append(stdlib.connect(path, isolation_level=None, factory=Breaking))
+    def connect() -> sqlite3.Connection:
+        opened.append(sqlite3.connect(path, isolation_level=None, factory=Breaking))
         return opened[-1]
 
     return Writer(connect, name="app.db", side=None, counters=Counters(), hooks=Hooks())
@@ -555,7 +554,7 @@ def test_a_wait_that_is_interrupted_gives_the_lock_back(db: safedb.Database, pat
             released.append(True)
 
     side: Any = Side()
-    writer = Writer(lambda: stdlib.connect(path), name="app.db", side=side, counters=Counters(), hooks=Hooks())
+    writer = Writer(lambda: sqlite3.connect(path), name="app.db", side=side, counters=Counters(), hooks=Hooks())
     with pytest.raises(KeyboardInterrupt):
         writer.lock(time.monotonic() + 30)
     assert released
@@ -563,14 +562,14 @@ def test_a_wait_that_is_interrupted_gives_the_lock_back(db: safedb.Database, pat
 
 def test_what_was_not_busy_comes_through_from_waiting(tmp_path: Path) -> None:
     writer = lone_writer(tmp_path / "a.db", [])
-    busy = stdlib.OperationalError("database is locked")
+    busy = sqlite3.OperationalError("database is locked")
     busy.sqlite_errorcode = 5
 
     def fail() -> None:
-        raise stdlib.OperationalError("another")
+        raise sqlite3.OperationalError("another")
 
-    with pytest.raises(stdlib.OperationalError, match="another"):
+    with pytest.raises(sqlite3.OperationalError, match="another"):
         try:
             raise busy
-        except stdlib.OperationalError:
+        except sqlite3.OperationalError:
             writer.wait_for_foreigners(fail, time.monotonic() + 30, GENEROUS.effective())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import sqlite3 as stdlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import pytest
 import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
+from support import sqlite3
 
 import safedb
 from safedb import errors, retry
@@ -39,7 +39,7 @@ class Clock:
         self.now += seconds
 
 
-def driver_error(code: int, name: str = "SQLITE_SOMETHING", cls: type[stdlib.Error] = stdlib.OperationalError) -> Any:
+def driver_error(code: int, name: str = "SQLITE_SOMETHING", cls: type[sqlite3.Error] = sqlite3.OperationalError) -> Any:
     """Make what the driver raises: most of these codes cannot be had from a sound disk on demand."""
     error = cls("the driver's words")
     error.sqlite_errorcode = code
@@ -64,7 +64,7 @@ def again(
     noted = [] if told is None else told
     try:
         raise first
-    except stdlib.Error:
+    except sqlite3.Error:
         return run_again(
             attempt,
             policy=ResolvedRetryPolicy(**policy),
@@ -143,7 +143,7 @@ def test_no_pause_is_above_the_cap_and_none_reaches_past_the_deadline(
             maximum=maximum,
             jitter=jitter,
         )
-    except stdlib.OperationalError:
+    except sqlite3.OperationalError:
         assert clock.now >= end - 1e-9, "gave up before the deadline"
     assert all(0.0 <= pause <= maximum + 1e-9 for pause in clock.slept)
     assert clock.now <= end + 1e-9
@@ -151,13 +151,13 @@ def test_no_pause_is_above_the_cap_and_none_reaches_past_the_deadline(
 
 def test_at_the_deadline_the_last_error_is_raised() -> None:
     clock = Clock()
-    raised: list[stdlib.Error] = []
+    raised: list[sqlite3.Error] = []
 
     def attempt() -> None:
         raised.append(driver_error(retry.BUSY))
         raise raised[-1]
 
-    with pytest.raises(stdlib.OperationalError) as caught:
+    with pytest.raises(sqlite3.OperationalError) as caught:
         again(attempt, clock, timeout=1.0, initial=0.4, maximum=0.4, jitter=False)
     assert caught.value is raised[-1]
     assert clock.slept == pytest.approx([0.4, 0.4, 0.2]), "the last pause is cut at the deadline"
@@ -165,7 +165,7 @@ def test_at_the_deadline_the_last_error_is_raised() -> None:
 
 def test_no_attempt_is_made_after_a_deadline_that_has_passed() -> None:
     clock = Clock()
-    with pytest.raises(stdlib.OperationalError) as caught:
+    with pytest.raises(sqlite3.OperationalError) as caught:
         again(lambda: pytest.fail("tried"), clock, timeout=-1.0)
     assert caught.value is BUSY_ERROR
     assert clock.slept == []
@@ -179,14 +179,14 @@ def test_attempts_counts_the_first_failure_and_bounds_the_tries(attempts: int, t
         count[0] += 1
         raise driver_error(retry.BUSY)
 
-    with pytest.raises(stdlib.OperationalError):
+    with pytest.raises(sqlite3.OperationalError):
         again(attempt, clock, attempts=attempts)
     assert count == [tried]
     assert len(clock.slept) == tried
 
 
 def test_with_one_attempt_the_error_raised_is_the_callers_own() -> None:
-    with pytest.raises(stdlib.OperationalError) as caught:
+    with pytest.raises(sqlite3.OperationalError) as caught:
         again(failing(0), Clock(), attempts=1)
     assert caught.value is BUSY_ERROR
 
@@ -198,7 +198,7 @@ def test_what_may_not_be_retried_ends_the_schedule_at_once() -> None:
     def attempt() -> None:
         raise other
 
-    with pytest.raises(stdlib.OperationalError) as caught:
+    with pytest.raises(sqlite3.OperationalError) as caught:
         again(attempt, clock)
     assert caught.value is other
     assert len(clock.slept) == 1
@@ -262,7 +262,7 @@ def test_connect_imports_tenacity_and_the_package_does_not() -> None:
     ],
 )
 def test_an_error_is_classified_by_its_code_alone(code: int, cls: type[errors.Error]) -> None:
-    error = driver_error(code, "SQLITE_NAME", cls=stdlib.DatabaseError)
+    error = driver_error(code, "SQLITE_NAME", cls=sqlite3.DatabaseError)
     ours = classify(error, doing="INSERT INTO t")
     assert type(ours) is cls
     assert ours.__cause__ is error
@@ -313,13 +313,13 @@ def test_an_error_of_ours_is_classified_already() -> None:
     [
         (OverflowError("int too large"), errors.DataError),
         (UnicodeEncodeError("utf-8", "x", 0, 1, "why"), errors.DataError),
-        (stdlib.DataError("too big"), errors.DataError),
-        (stdlib.InterfaceError("bad"), errors.InterfaceError),
-        (stdlib.OperationalError("Could not decode to UTF-8"), errors.OperationalError),
-        (stdlib.NotSupportedError("no"), errors.NotSupportedError),
-        (stdlib.InternalError("no"), errors.InternalError),
-        (stdlib.ProgrammingError("no"), errors.ProgrammingError),
-        (stdlib.Warning("no"), errors.ProgrammingError),
+        (sqlite3.DataError("too big"), errors.DataError),
+        (sqlite3.InterfaceError("bad"), errors.InterfaceError),
+        (sqlite3.OperationalError("Could not decode to UTF-8"), errors.OperationalError),
+        (sqlite3.NotSupportedError("no"), errors.NotSupportedError),
+        (sqlite3.InternalError("no"), errors.InternalError),
+        (sqlite3.ProgrammingError("no"), errors.ProgrammingError),
+        (sqlite3.Warning("no"), errors.ProgrammingError),
         (ValueError("no"), errors.ProgrammingError),
     ],
 )

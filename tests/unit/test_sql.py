@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-import sqlite3
 from collections import UserList, defaultdict
 from collections.abc import Iterator
 from types import MappingProxyType
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support import sqlite3
 
 from safedb import sql as sql_module
 from safedb.errors import DataError, ProgrammingError

@@ -82,6 +82,7 @@ def test_a_hook_that_fails_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> 
         (stats.Retried("a.db", "busy", 1, 0.1), logging.INFO),
         (stats.SlowWait("a.db", 2.0, "b"), logging.WARNING),
         (stats.SlowCheckpoint("a.db", 2.0, 10, True), logging.WARNING),
+        (stats.FailedCheckpoint("a.db", "disk I/O error", 10), logging.WARNING),
         (stats.LongSnapshot("a.db", "MainThread", 9.0, 10), logging.WARNING),
         (stats.Overrun("a.db", "COMMIT", 1.0), logging.WARNING),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import json
 import math
-import sqlite3
 from collections import OrderedDict
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal, localcontext
@@ -15,6 +14,7 @@ from uuid import UUID
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from support import sqlite3
 
 from safedb.errors import DataError, ProgrammingError
 from safedb.types import Json, adapt, decode_rows, decoder

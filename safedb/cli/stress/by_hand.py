@@ -9,12 +9,12 @@ that its UPDATE opens, so two threads may read the same balance and the second w
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Callable
 
 from safedb.cli.stress import workload
 from safedb.cli.stress.source import Row, seal
 from safedb.cli.stress.workload import Outcome, Place, Transfer
+from safedb.sqlite.driver import sqlite3
 
 
 def prepare(place: Place) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import sqlite3
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safedb
+from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.location import examine as examine_location
 
 _FLUSHES = 100

@@ -209,6 +209,7 @@ _SECTIONS: tuple[tuple[_Line, ...], ...] = (
     (
         ("threads: Jain's index / slowest to fastest", _even(lambda side: side.threads), False),
         ("processes: the same", _even(lambda side: side.processes), False),
+        ("longest wait for another process", _time(lambda side: side.longest_process_wait), False, "sqlite"),
         ("largest WAL file, MB", _megabytes("largest_wal"), False, "sqlite"),
         ("WAL that the server wrote meanwhile, MB", _megabytes("wal_written"), False, "postgresql"),
         ("connections to the server", _count(lambda side: side.connections), False, "postgresql"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from safedb.cli.stress.workload import Place
+from safedb.sqlite.driver import sqlite3
 
 
 class Evidence:

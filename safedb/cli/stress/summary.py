@@ -61,6 +61,12 @@ class Summary:
         return sum(int(known.get("connections", 0)) for known in self.described)
 
     @property
+    def longest_process_wait(self) -> float | None:
+        """Give the seconds that a process waited for another's turn, at the most; None where nobody tells."""
+        waits = [float(known["longest_process_wait"]) for known in self.described if "longest_process_wait" in known]
+        return max(waits, default=None)
+
+    @property
     def retries(self) -> dict[str, int]:
         """Count what was run again in all processes, by cause."""
         every: Counter[str] = Counter()

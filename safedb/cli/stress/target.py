@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -16,6 +15,7 @@ from safedb.cli.stress import by_hand, machine, sqlite_file, words, workload
 from safedb.cli.stress.words import Words
 from safedb.cli.stress.workload import PREFIX, TABLES, Place, Side
 from safedb.sqlite import location
+from safedb.sqlite.driver import sqlite3
 from safedb.targets import parse_target
 
 if TYPE_CHECKING:

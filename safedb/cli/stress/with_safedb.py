@@ -56,11 +56,11 @@ class WithSafedb:
         return Outcome.LOCKED if isinstance(error, late) else Outcome.OTHER
 
     def describe(self) -> dict[str, float | int | str]:
-        """Tell what was run again, by cause, and how many connections a server had to bear; SQLite needs neither."""
+        """Tell what was run again, by cause, and how many connections a server had, or how long a process waited."""
         stats = self._db.stats()
-        if stats.dialect == "sqlite":
-            return {}
         retries = {f"{RETRIES}{cause}": count for cause, count in sorted(stats.retries.items())}
+        if stats.dialect == "sqlite":
+            return {"longest_process_wait": stats.lock_waits.max, **retries}
         return {"connections": stats.readers.size + stats.writers.size, **retries}
 
     def close(self) -> None:
