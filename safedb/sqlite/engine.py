@@ -684,6 +684,8 @@ class SqliteEngine:
         self._forking = None
         self.inside.clear()
         self.snapping.clear()
+        if self.presence is not None:
+            self.presence.closing()  # the WAL that the parent knows is none of ours
         memory = self.writer.connection
         self._build()
         if self.path is None and memory is not None:  # the child's own copy

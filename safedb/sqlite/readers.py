@@ -199,6 +199,7 @@ class Readers:
         except DRIVER_ERRORS as error:
             return self._second_try(reader, sql, values, error, policy)
         except BaseException:  # half read it would pin its state, and the WAL with it (H25)
+            reader.renew()
             self._close(reader)
             raise
         self.idle.append(reader)

@@ -79,6 +79,7 @@ def test_the_table_puts_both_sides_beside_each_other(here: Path) -> None:
         '"database is locked" errors',
         "lost updates",
         "Jain's index",
+        "longest wait for another process",
     ):
         assert line in done.stdout
     assert "2 processes, each with 4 writers" in done.stdout

@@ -58,6 +58,7 @@ WAYS: Ways = {
 def test_what_begins_or_ends_a_transaction_is_refused_and_the_call_to_use_is_named(
     db: safedb.Database, way: Callable[[safedb.Database, str], Any], sql: str, remedy: str
 ) -> None:
+    """H46b, c: it is read off the text, for an authorizer is not asked again about a cached statement."""
     with pytest.raises(safedb.ProgrammingError, match=remedy):
         way(db, sql)
 

@@ -13,6 +13,8 @@ import concurrent.futures
 import ctypes
 import faulthandler
 import functools
+import gc
+import itertools
 import json
 import os
 import random
@@ -33,6 +35,7 @@ SCHEMA = "CREATE TABLE IF NOT EXISTS t (k TEXT NOT NULL, part INTEGER NOT NULL, 
 COUNT = "WITH RECURSIVE c(n) AS (SELECT 1 + 0 * here() UNION ALL SELECT n + 1 FROM c WHERE n < 3000000) SELECT count(*) FROM c"
 SLOW = f"INSERT INTO t (k, part) VALUES (?, 0 * ({COUNT}))"
 PARTS = (0, 1)
+_runs = itertools.count()
 
 
 class Torment(BaseException):
@@ -125,11 +128,12 @@ WAYS = (*WRITES * 3, *[statement] * 6, refused, read, read, snapshot, snapshot, 
 def findings(db: safedb.Database, threads: int = 8) -> list[str]:
     """Say what is wrong with a database that everybody has let go of: all threads must be able to use it."""
     found: list[str] = []
+    run = next(_runs)
 
     def use(number: int) -> None:
         try:
             for way in (*WRITES, read, snapshot):
-                way(db, f"after-{way.__name__}-{number}")
+                way(db, f"after-{run}-{way.__name__}-{number}")
         except BaseException as error:
             found.append(f"afterwards: {error!r}")
 
@@ -147,6 +151,7 @@ def findings(db: safedb.Database, threads: int = 8) -> list[str]:
         return not (stats.queue_depth or engine.turns.holder or stats.readers.in_use or stats.oldest_snapshot)
 
     while not at_rest() and time.monotonic() < end:
+        gc.collect()  # what an exception's traceback has in a cycle
         time.sleep(0.01)
     if not at_rest():
         found.append(f"not at rest: {engine.turns!r} {db.stats()}")
@@ -345,16 +350,18 @@ def waiting(scene: Scene) -> None:
 
 
 def aboard(scene: Scene) -> None:
-    """Wait for the verdict on the own work, which another thread does."""
-    slow = functools.partial(scene.db.execute, SLOW, ("follower 9",))
+    """Wait for the verdict on the own work, which another thread has done, and COMMIT is yet to come."""
+    groups: Any = scene.db._engine.groups  # type: ignore[attr-defined]
+    groups._patience = groups._time_limit = HANGS
 
     def let_go() -> None:
         until(lambda: scene.db.stats().queue_depth == 2)
+        scene.beside(functools.partial(scene.db.execute, SLOW, ("slow",)), "slow")
+        until(lambda: scene.db.stats().queue_depth == 3)
         scene.go_on.set()
 
     with scene.held():
-        scene.beside(slow, "follower 9")
-        until(lambda: scene.db.stats().queue_depth == 1)
+        scene.followers(1)
         scene.beside(let_go)
         statement(scene.db, "main")
 
@@ -423,6 +430,7 @@ PLACES = {place.__name__: place for place in (
     alone, alone_in_a_group, leader, waiting, aboard, between_processes, in_function, in_block, in_statement_of_block,
     in_read, in_snapshot, in_iterate, in_backup, in_close,
 )}  # fmt: skip
+READS = (in_read, in_snapshot, in_iterate, in_backup, in_close)
 WRITTEN = {in_function: set(PARTS), in_block: set(PARTS)}
 
 
@@ -431,22 +439,21 @@ def signalled(path: str, place: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
     scene, where = Scene(path), PLACES[place]
     parts = WRITTEN.get(where, {0})
-    outcome = "returned"
+    outcome, late = "nothing came", False
+    say("open")
+    sys.stdin.readline()
     try:
         where(scene)
-        scene.book.acknowledged["main"] = parts
+        late = True
         time.sleep(HANGS)  # the signal has yet to come
     except (KeyboardInterrupt, SystemExit) as interrupt:
-        if outcome == "returned":
-            outcome = type(interrupt).__name__
-        if any("is committed" in note for note in getattr(interrupt, "__notes__", [])):
-            scene.book.acknowledged["main"] = parts
-            outcome += ", committed"
+        outcome = type(interrupt).__name__
+        committed = late or any("is committed" in note for note in getattr(interrupt, "__notes__", []))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if where not in (in_read, in_snapshot, in_iterate, in_backup, in_close, between_processes):
-        scene.book.open["main"] = parts
-    elif where is not between_processes:
-        scene.book.acknowledged.pop("main", None)
+    say("interrupted")
+    if where not in READS:
+        book = scene.book.acknowledged if committed else scene.book.open
+        book["main"] = parts
     scene.go_on.set()
     for thread in scene.threads:
         thread.join(HANGS / 2)
@@ -456,7 +463,7 @@ def signalled(path: str, place: str) -> None:
     except safedb.DatabaseClosed:
         scene.db = open_database(path)
     found += findings(scene.db) + scene.book.findings(scene.db)
-    say(json.dumps({"outcome": outcome, "found": found}))
+    say(json.dumps({"outcome": outcome, "committed": committed, "found": found}))
     sys.stdin.readline()  # another process writes meanwhile
     scene.db.close()
 

@@ -25,7 +25,7 @@
 #include <unistd.h>
 
 enum { WRITE = 1, SYNC = 2, TRUNCATE = 4, OPEN = 8 };
-enum { RULES = 8, FILES = 32, PAGE = 4096, PAGES = 1 << 15 };
+enum { RULES = 8, FILES = 512, PAGE = 4096, PAGES = 1 << 15 };
 
 struct rule {
     uint32_t on;      /* set last of all, cleared first of all */
@@ -101,6 +101,7 @@ static int hit(uint32_t call, int fd, const char *path, size_t *count)
 /* -- what a power failure would leave ------------------------------------------------------------------------------ */
 
 struct file {
+    char path[PATH_MAX];
     dev_t device;
     ino_t inode;
     int platter;
@@ -126,6 +127,7 @@ static struct file *find(int fd)
     for (int i = 0; i < FILES; i++) {
         if (!files[i]) {
             files[i] = calloc(1, sizeof **files);
+            strcpy(files[i]->path, path);
             files[i]->device = found.st_dev;
             files[i]->inode = found.st_ino;
             files[i]->shortest = LLONG_MAX;
@@ -134,7 +136,7 @@ static struct file *find(int fd)
             if (files[i]->platter < 0)
                 abort();
         }
-        if (files[i]->device == found.st_dev && files[i]->inode == found.st_ino)
+        if (files[i]->device == found.st_dev && files[i]->inode == found.st_ino && !strcmp(files[i]->path, path))
             return files[i];
     }
     abort();

@@ -191,6 +191,10 @@ class Child:
         assert line.endswith("\n"), "the child hung, or died"
         return line
 
+    @property
+    def lives(self) -> bool:
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """Kill it by SIGKILL, in the middle of whatever it does, and reap it. Idempotent."""
         with ExitStack() as stack:
@@ -223,6 +227,12 @@ class World:
         if FAULTS in os.environ:
             self.faults = Faults.of_this_process()
 
+    def clear(self) -> None:
+        """Close what a test has opened."""
+        if hasattr(self, "db"):
+            self.db.close()
+        assert not self.workers, "a test has left threads"
+
 
 def say(line: str) -> None:
     """Write a line to the test that started this child, in one piece, as `os.write` does."""
@@ -248,38 +258,72 @@ def serve() -> None:
         answers.flush()
 
 
-@pytest.fixture
-def faults(tmp_path: Path) -> Iterator[Faults]:
-    """Be the rules of one test; none is set."""
-    path = tmp_path / "faults"
-    path.write_bytes(bytes(RULES * RULE.size))
-    made = Faults(path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def platter(tmp_path: Path) -> Path:
-    """Be the folder where that is kept of the child's files which has been flushed."""
-    folder = tmp_path / "platter"
-    folder.mkdir()
-    return folder
-
-
 def above(rules: Path, platter: Path) -> Child:
     """Start a child whose disk obeys rules, and whose flushed pages are kept in the folder ``platter``."""
     return Child(**{"LD_PRELOAD": str(library()), FAULTS: str(rules), PLATTER: str(platter)})
 
 
+# -- fixtures: to start a child takes longer than most tests, so a sound one serves the next test too ------------------
+
+
+@pytest.fixture(scope="module")
+def spare() -> Iterator[dict[str, Child]]:
+    """Be the children that wait for the next test."""
+    waiting: dict[str, Child] = {}
+    yield waiting
+    for child in waiting.values():
+        child.kill()
+
+
+@pytest.fixture(scope="module")
+def rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rules") / "rules"
+    path.write_bytes(bytes(RULES * RULE.size))
+    return path
+
+
+@pytest.fixture(scope="module")
+def platter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Be the folder where that is kept of a child's files which has been flushed."""
+    return tmp_path_factory.mktemp("platter")
+
+
 @pytest.fixture
-def child(faults: Faults, platter: Path) -> Iterator[Child]:
+def faults(rules: Path) -> Iterator[Faults]:
+    """Be the rules of one test; none is set, and none is left."""
+    made = Faults(rules)
+    yield made
+    made.mend()
+    made.close()
+
+
+@pytest.fixture
+def child(spare: dict[str, Child], faults: Faults, platter: Path, request: pytest.FixtureRequest) -> Iterator[Child]:
     """Be a child whose disk is under the rules of `faults`."""
-    with above(faults.path, platter) as made:
-        yield made
+    yield from _lent("broken", lambda: above(faults.path, platter), spare, request, faults.mend)
 
 
 @pytest.fixture
-def neighbour() -> Iterator[Child]:
+def neighbour(spare: dict[str, Child], request: pytest.FixtureRequest) -> Iterator[Child]:
     """Be a child on a sound disk."""
-    with Child() as made:
-        yield made
+    yield from _lent("sound", Child, spare, request, lambda: 0)
+
+
+def _lent(
+    kind: str,
+    make: Callable[[], Child],
+    spare: dict[str, Child],
+    request: pytest.FixtureRequest,
+    mend: Callable[[], int],
+) -> Iterator[Child]:
+    child = spare.pop(kind, None) or make()
+    failed = request.session.testsfailed
+    try:
+        yield child
+        mend()
+        if child.lives and request.session.testsfailed == failed:
+            child.call(World.clear)
+            spare[kind] = child
+    finally:
+        if spare.get(kind) is not child:
+            child.kill()

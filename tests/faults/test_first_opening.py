@@ -83,7 +83,7 @@ def sound(database: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_sixteen_processes_open_a_database_that_is_not_there(
     tmp_path: Path, nursery: Nursery, seed: int, record: Record
 ) -> None:
@@ -95,7 +95,7 @@ def test_sixteen_processes_open_a_database_that_is_not_there(
     chance, gate = random.Random(seed), Gate(tmp_path / "gate")
     with nursery.children() as children:
         children += [nursery.fork("bookkeeper:open_once", gate=str(gate.path)) for _ in range(PROCESSES)]
-        for turn in range(form(200, 1000)):
+        for turn in range(form(200, 600)):
             database = tmp_path / f"{turn}.db"
             stays = set(chance.sample(range(PROCESSES), chance.choice((0, 4, PROCESSES))))
             send(children, gate, database, stays)
@@ -109,7 +109,7 @@ def test_sixteen_processes_open_a_database_that_is_not_there(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_first_opening_that_is_killed_stops_nobody(
     tmp_path: Path, nursery: Nursery, seed: int, record: Record
 ) -> None:
@@ -126,7 +126,7 @@ def test_a_first_opening_that_is_killed_stops_nobody(
             children.extend(new)
             return new
 
-        for turn in range(form(30, 1000)):
+        for turn in range(form(30, 500)):
             database = tmp_path / f"{turn}.db"
             fill_up()
             send(children, gate, database, set())

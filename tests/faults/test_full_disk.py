@@ -19,6 +19,7 @@ import pytest
 from reliability import Record, form
 from shim import Child, World
 from shim import neighbour as neighbour
+from shim import spare as spare
 from verdicts import (
     FAILED,
     FULL,

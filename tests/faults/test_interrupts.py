@@ -6,6 +6,7 @@ by chance; and exceptions planted just where one has to clear up after another.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import signal
@@ -95,25 +96,25 @@ def test_a_signal_to_the_main_thread_leaves_nobody_behind(tmp_path: Path, place:
     """
     path = tmp_path / "app.db"
     with safedb.connect(path) as db, program("signalled", path, place) as child:
-        if place == "between_processes":
-            with db.transaction():
-                outcome = interrupted(child, number)
-        else:
-            outcome = interrupted(child, number)
-        report = report_of(child) if outcome is None else outcome
+        wait_to_hear(child, "open")
+        with db.transaction() if place == "between_processes" else contextlib.nullcontext():
+            assert child.stdin is not None
+            child.stdin.write("\n")
+            child.stdin.flush()
+            wait_to_hear(child, "ready")
+            child.send_signal(number)
+            wait_to_hear(child, "interrupted")
+        report = report_of(child)
         assert not report["found"], report
-        assert report["outcome"].startswith(SIGNALS[number]), report
-        if place in KEPT:
-            assert report["outcome"].endswith("committed"), report
+        assert report["outcome"] == SIGNALS[number], report
+        assert report["committed"] or place not in KEPT, report
         interrupting.statement(db, "another process")
     assert child.returncode == 0
 
 
-def interrupted(child: subprocess.Popen[str], number: signal.Signals) -> dict[str, Any] | None:
-    while hear(child) != "ready":
+def wait_to_hear(child: subprocess.Popen[str], word: str) -> None:
+    while hear(child) != word:
         pass
-    child.send_signal(number)
-    return None
 
 
 # -- a second exception, inside the clearing up after the first ---------------------------------------------------------
@@ -146,8 +147,9 @@ def test_an_exception_in_the_clearing_up_after_another_leaves_nobody_behind(
     Written down: an exception comes when the statement has run, and then at each later call of one step of the clearing
     up, in that thread. Others who queue meanwhile are served, and the thread itself can write again.
     """
-    engine, crew, me = db._engine, Crew(), threading.get_ident()
-    run, (owner, name) = engine.writer.run, STEPS[step](engine)  # type: ignore[attr-defined]
+    engine: Any = db._engine
+    crew, me = Crew(), threading.get_ident()
+    run, (owner, name) = engine.writer.run, STEPS[step](engine)
     real, planted = getattr(owner, name), [True]
     followers = []
 
@@ -165,11 +167,15 @@ def test_an_exception_in_the_clearing_up_after_another_leaves_nobody_behind(
             raise Interrupted
         return real(*arguments)
 
-    monkeypatch.setattr(engine.writer, "run", interrupted_run)  # type: ignore[attr-defined]
-    monkeypatch.setattr(engine.writer, "run_many", lambda sql, rows: [interrupted_run(sql, row) for row in rows])  # type: ignore[attr-defined]
+    def interrupted_many(sql: str, rows: Any) -> Any:
+        return [interrupted_run(sql, row) for row in rows]
+
+    monkeypatch.setattr(engine.writer, "run", interrupted_run)
+    monkeypatch.setattr(engine.writer, "run_many", interrupted_many)
     with pytest.raises(Interrupted):
         WAYS[way](db, "main")
     planted[0] = False
+    monkeypatch.undo()
     assert len(followers) == 1
     followers[0].join()
     crew.finish()
@@ -198,9 +204,7 @@ def test_a_lone_statement_that_was_interrupted_after_it_was_committed_says_so(
     assert db.execute("SELECT count(*) FROM t").scalar() == 1
 
 
-def test_a_statement_that_was_interrupted_between_its_rows_holds_nobody_up(
-    db: safedb.Database, tmp_path: Path
-) -> None:
+def test_a_statement_that_was_interrupted_between_its_rows_holds_nobody_up(db: safedb.Database, tmp_path: Path) -> None:
     """RETURNING: what is half read has SQLite's write lock until it is reset.
 
     Written down: the exception comes when the first row is there, before the others are fetched. Another program, which
@@ -269,7 +273,9 @@ def test_a_snapshot_that_was_opened_for_nobody_is_closed(db: safedb.Database, mo
     for name in ("open_snapshot", "close_snapshot"):
         real = getattr(engine, name)
 
-        def interrupted(*arguments: Any, real: Any = real, opens: bool = name == "open_snapshot", **options: Any) -> None:
+        def interrupted(
+            *arguments: Any, real: Any = real, opens: bool = name == "open_snapshot", **options: Any
+        ) -> None:
             if opens:
                 real(*arguments, **options)
             raise Interrupted

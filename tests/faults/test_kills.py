@@ -206,7 +206,7 @@ def test_processes_killed_at_random_moments_lose_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_process_killed_in_a_certain_place_loses_nothing(
     tmp_path: Path, nursery: Nursery, seed: int, record: Record, place: str
@@ -219,7 +219,7 @@ def test_a_process_killed_in_a_certain_place_loses_nothing(
     """
     with office(tmp_path / "office", nursery, PRAGMAS[1], seed) as work:
         work.hire(threads=1)
-        for _ in range(form(4, 60)):
+        for _ in range(form(4, 40)):
             victim = work.hire(aim=place)
             work.wait_until(victim.child.has_ended, f"a kill in {place!r}")
             work.bury(victim)
@@ -230,7 +230,7 @@ def test_a_process_killed_in_a_certain_place_loses_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_recovery_that_is_killed_is_done_by_the_next(
     tmp_path: Path, nursery: Nursery, seed: int, record: Record
 ) -> None:
@@ -260,7 +260,7 @@ def test_a_recovery_that_is_killed_is_done_by_the_next(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_an_index_of_the_wal_that_a_kill_has_torn_is_made_anew(
     tmp_path: Path, nursery: Nursery, seed: int, record: Record
 ) -> None:

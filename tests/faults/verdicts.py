@@ -42,6 +42,8 @@ Told = dict[int, str]
 
 
 def open_db(world: World, /, path: Path, **pragmas: Any) -> None:
+    world.clear()
+    world.heard = []
     world.db = safedb.connect(
         path, schema=SCHEMA, retry=GENEROUS, pragmas=safedb.Pragmas(**pragmas), on_event=world.heard.append
     )

@@ -146,6 +146,7 @@ def test_what_is_remembered_of_statements_is_bounded(db: safedb.Database, monkey
 
 
 def test_what_depends_on_the_connection_is_refused_with_the_remedy(db: safedb.Database) -> None:
+    """H43: what is attached would stay, and commit apart from the rest."""
     for call in (
         lambda: db.execute("SELECT last_insert_rowid()"),
         lambda: db.execute("CREATE TEMP TABLE z(x)"),

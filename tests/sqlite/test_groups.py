@@ -112,6 +112,7 @@ def test_functions_join_in_their_own_threads(patient: safedb.Database, crew: Cre
 
 
 def test_rows_and_ids_belong_to_each_members_own_statement(patient: safedb.Database, crew: Crew) -> None:
+    """H46f, g: what is returned and counted is taken from each statement, and told after COMMIT."""
     with line_behind_a_block(patient, crew) as line:
         workers = [line.add(patient.execute, f"{INSERT} RETURNING id, v", (f"{n}",)) for n in range(6)]
         update = line.add(patient.execute, "UPDATE t SET v = v || '!' WHERE v IN ('1', '3')")
@@ -123,6 +124,8 @@ def test_rows_and_ids_belong_to_each_members_own_statement(patient: safedb.Datab
 
 
 def test_a_block_and_exclusive_work_share_with_nobody(patient: safedb.Database, crew: Crew) -> None:
+    """H46h, i: PRAGMA, VACUUM and DDL run alone."""
+
     def block() -> None:
         with patient.transaction() as tx:
             tx.execute(INSERT, ("block",))
@@ -187,7 +190,7 @@ def test_who_comes_while_the_group_runs_still_joins_it(patient: safedb.Database,
 def test_nothing_is_acknowledged_and_nothing_seen_before_the_groups_commit(
     patient: safedb.Database, crew: Crew, gate: Gate
 ) -> None:
-    """Results and errors alike wait: each may rest on a neighbour's row."""
+    """H46f. Results and errors alike wait: each may rest on a neighbour's row."""
     with line_behind_a_block(patient, crew) as line:  # from here on groups start with savepoints, and admit newcomers
         queue(line, patient, 1, "first")
         line.add(insert, patient, "taken").asked = True
@@ -209,6 +212,7 @@ def test_nothing_is_acknowledged_and_nothing_seen_before_the_groups_commit(
 
 
 def test_a_failing_member_costs_one_rerun_with_savepoints_and_nobody_else(patient: safedb.Database, crew: Crew) -> None:
+    """H46a: each savepoint is rolled back and released."""
     before, retries = sizes(patient), patient.stats().retries
     with line_behind_a_block(patient, crew) as line:
         good = queue(line, patient, 3, "a")

@@ -278,6 +278,7 @@ def test_a_pragma_that_is_not_in_force_makes_opening_fail(
 
 
 def test_another_journal_mode_than_wal_makes_opening_fail(connect: Connect) -> None:
+    """H39: SQLite answers with the mode it took, and raises nothing."""
     with pytest.raises(ConfigError, match="journal_mode = wal is not in force: the database answered 'delete'"):
         apply(connect(factory=liar("journal_mode = WAL", ("delete",))), DEFAULTS, role="writer")
 

@@ -133,11 +133,6 @@ class Hand:
         self._process.kill()
         self._process.communicate()
 
-    def end(self) -> None:
-        """Let it end by itself."""
-        self._process.communicate(timeout=PATIENCE)
-        assert self._process.returncode == 0
-
 
 class Hands:
     """Be the worker processes of one test, on one file; none outlives the test."""
@@ -281,7 +276,7 @@ class Worker:
         return {"acknowledged": [[worker, 3]], "sizes": list(db.stats().group_sizes.items())}
 
     def hammer(self, *, worker: int) -> Any:
-        """Write back to back without safedb, by the `sqlite3` module, until told to rest; now and then take 0.2 s."""
+        """Write back to back without safedb, by the driver alone, until told to rest; now and then take 0.2 s."""
 
         def run() -> None:
             with contextlib.closing(open_raw(self.path)) as connection:

@@ -45,6 +45,7 @@ def test_what_was_seen_is_strictly_serialisable(
     standard library's own module reads all there is.
     """
     share = form(1_000_000, 10_000_000) // (processes * (kills + 1))  # bytes recorded, some 250 for each transaction
+    transactions = 0
     for number in range(form(1, 4)):
         chance = random.Random(f"{seed}/{processes}/{number}")
         path = tmp_path / f"{number}.db"
@@ -59,5 +60,7 @@ def test_what_was_seen_is_strictly_serialisable(
         found = check(history, final=final_state(path))
         lost = sum(anomaly.name == "lost write" for anomaly in found)
         record.add(rounds=1, kills=kills, acknowledged=acknowledged(history), lost=lost)
+        transactions += len(history)
+        record.note(transactions=transactions)
         print(f"round {number}:", Counter(txn.outcome for txn in history))
         assert not found, "\n".join(map(str, found[:10]))

@@ -21,9 +21,14 @@ from history_load import Crowd, acknowledged, final_of, schema
 from pgserver import Server
 from reliability import Record, form
 
+LONG_COMMITS = {"fsync": "on", "commit_delay": "10000", "commit_siblings": "1"}
+"""COMMIT takes so long that what is killed can be in the midst of it."""
 
-LONG_COMMITS = {"fsync": "on", "commit_delay": "5000", "commit_siblings": "1"}
-"""COMMIT takes so long that what is killed is often in the midst of it."""
+VICTIM = """
+SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+ORDER BY state = 'active' AND query = 'COMMIT' DESC, random() LIMIT 1
+"""
+"""Somebody who commits, if there is one."""
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +49,15 @@ class Violence:
     def __init__(self, server: Server, crowd: Crowd, chance: random.Random) -> None:
         self._server, self._crowd, self._chance = server, crowd, chance
 
-    def _backend(self) -> int | None:
-        sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
-        pids = [pid for (pid,) in self._server.execute(sql)]
-        return self._chance.choice(pids) if pids else None
-
     def terminate(self) -> None:
         """End one session, as an administrator may."""
-        self._server.execute(f"SELECT pg_terminate_backend({self._backend() or 0})")
+        self._server.execute(f"SELECT pg_terminate_backend(pid) FROM ({VICTIM}) AS victim")
 
     def crash(self) -> None:
         """Kill one backend: the postmaster then ends all others, and recovers from the log."""
         with suppress(ProcessLookupError):  # it has ended meanwhile
-            if (backend := self._backend()) is not None:
-                self._server.kill_backend(backend)
+            for (pid,) in self._server.execute(VICTIM):
+                self._server.kill_backend(pid)
         self._server.wait_ready(60)
 
     def kill(self) -> None:
@@ -78,6 +78,7 @@ def test_what_was_seen_is_serialisable(tmp_path: Path, seed: int, record: Record
     faults = ["terminate"] * form(6, 40) + ["crash"] * form(1, 6) + ["kill"] * form(1, 6)
     processes, strict = 2, True
     share = form(400_000, 5_000_000) // (processes * (len(faults) + 1))
+    transactions = 0
     for number in range(form(1, 4)):
         chance = random.Random(f"{seed}/{number}")
         url = server.schema()
@@ -95,6 +96,8 @@ def test_what_was_seen_is_serialisable(tmp_path: Path, seed: int, record: Record
         found = check(history, final=final, strict=False)
         lost = sum(anomaly.name == "lost write" for anomaly in found)
         record.add(rounds=1, kills=len(faults), acknowledged=acknowledged(history), lost=lost)
+        transactions += len(history)
+        record.note(transactions=transactions)
         print(f"round {number}:", Counter(txn.outcome for txn in history))
         assert not found, "\n".join(map(str, found[:10]))
         stricter = check(history, final=final, strict=True)

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_eight_processes_back_to_back_all_write_without_an_error(hands: Hands, p
     for hand in crew:
         hand.ask("open")
     for number, hand in enumerate(crew):
-        hand.tell("write", workers=[number], hows=["execute"], seconds=form(2, 60))
+        hand.tell("write", workers=[number], hows=["execute"], seconds=form(2, 30))
     answers = [hand.answer() for hand in crew]
     acknowledged = rows_of(*answers)
     assert [answer["errors"] for answer in answers] == [[]] * 8
@@ -94,7 +95,7 @@ def test_processes_of_many_threads_that_write_in_every_way_lose_nothing(
         hand.ask("open")
     for number, hand in enumerate(crew):
         workers = [4 * number + thread for thread in range(4)]
-        hand.tell("write", workers=workers, hows=["execute", "function", "block"], seconds=form(1, 60))
+        hand.tell("write", workers=workers, hows=["execute", "function", "block"], seconds=form(1, 30))
     answers = [hand.answer() for hand in crew]
     assert [answer["errors"] for answer in answers] == [[]] * 4
     assert not any("busy" in answer["retries"] for answer in answers), "nobody meets SQLite's own lock"
@@ -173,7 +174,7 @@ def test_stops_at_random_moments_lose_nothing_and_name_who_was_stopped(
     (busy,) = hands.hire()
     busy.ask("background", workers=[1, 2, 3, 4], hows=["execute", "function", "block"])
     mine = refused = named = 0
-    rounds = form(12, 200)
+    rounds = form(10, 150)
     for _ in range(rounds):
         time.sleep(chance.uniform(0, 0.03))
         with busy.stopped():
@@ -266,6 +267,7 @@ def shell() -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("program", ["module", "shell"])
 def test_programs_that_do_not_know_safedb_are_waited_for_and_starve_nobody(
     hands: Hands, db: safedb.Database, path: Path, told: list[Event], program: str, record: Record
@@ -276,10 +278,10 @@ def test_programs_that_do_not_know_safedb_are_waited_for_and_starve_nobody(
     back to back at FULL, with BEGIN IMMEDIATE and a long busy timeout. Beside it write threads of this process and of
     another with safedb.
     """
-    rows = form(25, 400)
+    rows = form(12, 150)
     (colleague,) = hands.hire()
     colleague.ask("open")
-    with foreigner(program, hands, path) as rest, joined() as crew:
+    with foreigner(program, hands, path) as rest, ThreadPoolExecutor(2) as pool:
         colleague.tell("write", workers=[1, 2], hows=["execute", "function"], most=rows)
 
         def work(worker: int) -> float:
@@ -290,7 +292,7 @@ def test_programs_that_do_not_know_safedb_are_waited_for_and_starve_nobody(
                 longest = max(longest, time.monotonic() - started)
             return longest
 
-        waits = crew.together(2, lambda number: work(3 + number))
+        waits = list(pool.map(work, (3, 4)))
         answer = colleague.answer()
         foreign = rest()
     assert answer["errors"] == []
