@@ -51,7 +51,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Be what one process did in one lap; ``computed``: how often a second its burners came round."""
+    """Be what one process did in one lap; ``computed``: rounds of its burners for each second of its processor time."""
 
     lap: Lap
     computed: float
@@ -88,8 +88,9 @@ def work(side: str, path: Path, first: int, member: Member, pipe: Connection) ->
         while (order := pipe.recv()) is not None:
             begin, seconds = order
             with burning(member.burners) as rounds:
+                used = time.process_time()
                 lap = run_lap(rival, threads=member.threads, seconds=seconds, first=first, begin=begin)
-                computed = sum(rounds) / (time.monotonic() - begin)
+                computed = sum(rounds) / (time.process_time() - used)
             pipe.send(Part(lap, computed))
     except EOFError:
         pass
@@ -217,7 +218,7 @@ class Case:
 class Burnt:
     """Be what came of a case: the race of the writers beside the burners, and that of another process with one thread.
 
-    ``computed``: how much the burners computed, as a part of what they do without any writer.
+    ``computed``: what the burners computed in a second of processor time, as a part of what they do without writers.
     """
 
     case: Case
@@ -248,11 +249,11 @@ def burn_beside(folder: Path, case: Case, seconds: float) -> Burnt:
 
 
 def alone(burners: int, seconds: float) -> float:
-    """Tell how often a second burners come round with nobody beside them."""
+    """Tell how often burners come round in a second of processor time with nobody beside them."""
     with burning(burners) as rounds:
-        started = time.monotonic()
+        used = time.process_time()
         time.sleep(seconds)
-        return sum(rounds) / (time.monotonic() - started)
+        return sum(rounds) / (time.process_time() - used)
 
 
 # -- all of it --------------------------------------------------------------------------------------------------------
@@ -330,7 +331,7 @@ def markdown(run: Run) -> str:
             *(line for name, contest in run.contests.items() for line in _contest(name, contest)),
             "",
             f"{WRITERS} threads of one process write beside threads that only compute; in another process one thread "
-            "writes. *Computed* is a part of what the same threads compute alone.",
+            "writes. *Computed*: in a second of processor time, as a part of what the same threads compute alone.",
             "",
             "| burning threads | switch interval | who | writes/s | p99, ms | longest, ms | errors | computed "
             "| the other process: writes/s | longest, ms | errors |",

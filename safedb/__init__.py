@@ -54,9 +54,10 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckViolation", "CommitUnknownError", "ConfigError", "ConnectionLost", "DataError", "Database", "DatabaseClosed",
     "DatabaseError", "DatabaseFull", "DeadlockDetected", "Error", "Event", "FailedCheckpoint", "ForeignKeyViolation",
-    "IntegrityError", "InterfaceError", "InternalError", "Json", "LockTimeout", "LongSnapshot", "NotNullViolation", "NotSupportedError",
-    "OperationalError", "Overrun", "PoolConfig", "PoolStats", "PoolTimeout", "Pragmas", "ProgrammingError",
-    "QueryCanceled", "QueueFull", "ReentrancyError", "Result", "Retried", "RetryPolicy", "Savepoint",
-    "SerializationFailure", "SlowCheckpoint", "SlowWait", "Snapshot", "Stats", "Transaction", "TransactionAborted",
-    "UniqueViolation", "Waits", "__version__", "class_row", "connect", "dict_row", "namedtuple_row", "tuple_row",
+    "IntegrityError", "InterfaceError", "InternalError", "Json", "LockTimeout", "LongSnapshot", "NotNullViolation",
+    "NotSupportedError", "OperationalError", "Overrun", "PoolConfig", "PoolStats", "PoolTimeout", "Pragmas",
+    "ProgrammingError", "QueryCanceled", "QueueFull", "ReentrancyError", "Result", "Retried", "RetryPolicy",
+    "Savepoint", "SerializationFailure", "SlowCheckpoint", "SlowWait", "Snapshot", "Stats", "Transaction",
+    "TransactionAborted", "UniqueViolation", "Waits", "__version__", "class_row", "connect", "dict_row",
+    "namedtuple_row", "tuple_row",
 ]  # fmt: skip

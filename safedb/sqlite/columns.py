@@ -112,6 +112,10 @@ class Columns:
         """Let statements be described again."""
         self._paused = False
 
+    def is_describing(self) -> bool:
+        """Tell whether a statement may be being described, or a connection for that being opened."""
+        return self._mutex.locked() or bool(self._describing)
+
     def _is_busy(self) -> bool:
         """Tell whether a thread is at it; one that was interrupted may only seem to be."""
         return any(is_on_stack(ident, self, "self") for ident in tuple(self._describing))

@@ -39,7 +39,7 @@ from safedb.sqlite.session import Session
 from safedb.sqlite.sidelock import SideLock
 from safedb.sqlite.snapshots import Snapshots, SnapshotSession
 from safedb.sqlite.turns import Turns
-from safedb.sqlite.writer import DRIVER_ERRORS, IDLE, STUBBORN, UNSTOPPABLE, Outcome, Writer
+from safedb.sqlite.writer import DRIVER_ERRORS, IDLE, STUBBORN, UNSTOPPABLE, USER, Outcome, Writer
 from safedb.stats import Counters, Hooks, Overrun, Stats
 from safedb.types import decode_rows
 from safedb.values import suggest
@@ -661,6 +661,11 @@ class SqliteEngine:
             if self._forking is not job:  # also after an interrupt
                 self._go_on(job)
         return self._forking is job
+
+    def is_inside_sqlite(self) -> bool:
+        """Tell whether a thread may be in the middle of a call to SQLite; asked of what a fork has copied."""
+        writing = self.turns.holder is not None and self.writer.watch.phase is not USER
+        return writing or self.readers.are_reading() or self.snapshots.are_reading() or self.columns.is_describing()
 
     def quiet_for(self, thread: int) -> bool:
         """Tell whether `quiesce` has prepared this engine for a fork by that thread."""

@@ -8,7 +8,9 @@ longer.
 
 Where that is impossible (the forking thread is inside a transaction or a snapshot, another thread holds a block, or
 does not finish within ``fork_wait``; one is just opening or closing the file), the parent goes on undisturbed and the
-*child* refuses the file with a clear error. `subprocess` without ``preexec_fn`` runs no such hooks and is unaffected.
+*child* refuses the file with a clear error. It refuses every file where a thread of the parent was in the middle of a
+call to SQLite, whose own locks in memory (its allocator's, for one) are then copied as they are: held. `subprocess`
+without ``preexec_fn`` runs no such hooks and is unaffected.
 """
 
 from __future__ import annotations
@@ -31,6 +33,12 @@ class _Preparation:
     mutex: bool = False
     locked: list[Entry] = field(default_factory=list)  # files that nobody opens or closes meanwhile
 
+
+_ALL_REFUSED = (
+    "another thread was inside SQLite when this process was forked, and SQLite's own locks were copied as they were: "
+    "it could hang in any call to it, with whatever database. Use SQLite in the parent only, fork before it is used, "
+    "or start processes with multiprocessing's 'spawn'"
+)
 
 _one_at_a_time = threading.Lock()
 _preparations: dict[int, _Preparation] = {}  # by thread
@@ -71,16 +79,22 @@ def _after_in_child() -> None:
     thread = threading.get_ident()
     ours = _preparations.get(thread, _Preparation())
     engines = registry.engines()
+    unquiet = [engine for engine in engines if not engine.quiet_for(thread)]
+    if any(engine.is_inside_sqlite() for engine in unquiet):
+        registry.refuses_all = _ALL_REFUSED
     for identity, entry in registry.entries.items():
         if entry.lock.locked() and not any(entry is other for other in ours.locked):  # a thread opens or closes it
             registry.refused[identity] = _refusal("this database")
+            registry.refuses_all = _ALL_REFUSED
         entry.lock = threading.Lock()
-    for engine in engines:
-        if engine.identity is not None and not engine.quiet_for(thread):
+    for engine in unquiet:
+        if engine.identity is not None:
             registry.refused[engine.identity] = _refusal(engine.name)
     for engine in engines:  # a file has two where it is open read-only too, and one unsafe one spoils both
-        if engine.identity in registry.refused or not engine.quiet_for(thread):
+        if engine in unquiet or engine.identity in registry.refused:
             _keep_for_ever(engine.refuse_after_fork(_refusal(engine.name)))
+        elif registry.refuses_all:
+            _keep_for_ever(engine.refuse_after_fork(registry.refuses_all))
         else:
             engine.begin_anew()
     _preparations.clear()

@@ -50,6 +50,7 @@ class Registry:
         self.entries: dict[Identity, Entry] = {}
         self.memory: set[SqliteEngine] = set()
         self.refused: dict[Identity, str] = {}  # files that this process must not open: it was forked from their user
+        self.refuses_all: str | None = None  # why it must open none
 
     def engines(self) -> list[SqliteEngine]:
         """List all engines."""
@@ -62,6 +63,8 @@ class Registry:
         deadline = monotonic() + settings.retry.effective().timeout
         refuse_lone_memory(path, read_only=settings.read_only)
         if path is None:
+            if self.refuses_all:
+                raise errors.InterfaceError(self.refuses_all)
             engine = _make(None, settings, extras)
             _start(engine, deadline)
             logger.warning("safedb: a database in memory: nothing in it will last")
@@ -89,7 +92,7 @@ class Registry:
                 identity = location.identity(place.realpath)
         if identity is None:
             raise errors.ConfigError(f"{place.realpath!r} was deleted while it was opened")
-        refusal = self.refused.get(identity)
+        refusal = self.refused.get(identity) or self.refuses_all
         if refusal is not None:
             raise errors.InterfaceError(refusal)
         return identity, place

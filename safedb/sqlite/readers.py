@@ -19,6 +19,7 @@ A reader lost to an exception between two bytecodes is not counted for long: the
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import weakref
 from collections import deque
@@ -272,6 +273,10 @@ class Readers:
         """List the readers that are in use at this moment."""
         idle = self.idle.copy()
         return [reader for reader in self.everyone() if reader not in idle]
+
+    def are_reading(self) -> bool:
+        """Tell whether a statement may be under way, or a reader being opened."""
+        return bool(self.opening) or any(reader.until < math.inf for reader in self.busy())
 
     def trim(self, before: float) -> None:
         """Close idle readers whose last deadline lies before ``before``: the coldest lie at the bottom."""

@@ -102,6 +102,10 @@ class SnapshotSession:
             self._check()
             copy(self._reader.connection)
 
+    def is_reading(self) -> bool:
+        """Tell whether it may be inside a call to SQLite."""
+        return self._guard.locked()
+
     @property
     def wanted(self) -> bool:
         """Tell whether its block is not left, and its thread lives; another may have its number by now."""
@@ -216,6 +220,10 @@ class Snapshots:
         """List those that are open."""
         # One C call, which no other thread can come between.
         return [session for known in list(self._open.values()) if (session := known()) is not None]
+
+    def are_reading(self) -> bool:
+        """Tell whether one of them may be inside a call to SQLite."""
+        return any(session.is_reading() for session in self.all())
 
     def oldest(self) -> SnapshotSession | None:
         """Find the oldest that still pins its state."""

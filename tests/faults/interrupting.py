@@ -32,7 +32,10 @@ HANGS = 90.0  # seconds after which a program shows where its threads are, and e
 INSERT = "INSERT INTO t (k, part) VALUES (?, ?)"
 SCHEMA = "CREATE TABLE IF NOT EXISTS t (k TEXT NOT NULL, part INTEGER NOT NULL, PRIMARY KEY (k, part))"
 # `here` is C code all the way: an interrupt that came inside a function of Python's would be the driver's to swallow.
-COUNT = "WITH RECURSIVE c(n) AS (SELECT 1 + 0 * here() UNION ALL SELECT n + 1 FROM c WHERE n < 3000000) SELECT count(*) FROM c"
+COUNT = (
+    "WITH RECURSIVE c(n) AS (SELECT 1 + 0 * here() UNION ALL SELECT n + 1 FROM c WHERE n < 3000000) "
+    "SELECT count(*) FROM c"
+)
 SLOW = f"INSERT INTO t (k, part) VALUES (?, 0 * ({COUNT}))"
 PARTS = (0, 1)
 _runs = itertools.count()
@@ -61,7 +64,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-# -- ways to use a database; each writes both parts of its key, or one ---------------------------------------------------
+# -- ways to use a database; each writes both parts of its key, or one ------------------------------------------------
 
 
 def statement(db: safedb.Database, key: str) -> None:
@@ -122,7 +125,7 @@ WHOLE = {statement: {0}, returning: {0}, many: {0, 1}, function: {0, 1}, block: 
 WAYS = (*WRITES * 3, *[statement] * 6, refused, read, read, snapshot, snapshot, checkpoint)
 
 
-# -- what must be true afterwards ---------------------------------------------------------------------------------------
+# -- what must be true afterwards -------------------------------------------------------------------------------------
 
 
 def findings(db: safedb.Database, threads: int = 8) -> list[str]:
@@ -178,7 +181,7 @@ class Book:
         ]
 
 
-# -- the storm ----------------------------------------------------------------------------------------------------------
+# -- the storm --------------------------------------------------------------------------------------------------------
 
 
 class Victim:
@@ -260,7 +263,7 @@ def storm(path: str, seed: str, seconds: str) -> None:
     say(json.dumps({**report, "hits": sum(victim.hits for victim in victims)}))
 
 
-# -- one signal, in one place -------------------------------------------------------------------------------------------
+# -- one signal, in one place -----------------------------------------------------------------------------------------
 
 
 class Scene:
@@ -368,7 +371,13 @@ def aboard(scene: Scene) -> None:
 
 def between_processes(scene: Scene) -> None:
     """Wait for another process, which holds the lock beside the database."""
-    scene.beside(lambda: (until(lambda: scene.db._engine.turns.holder is not None), say("ready")))  # type: ignore[attr-defined]
+    engine: Any = scene.db._engine
+
+    def tell() -> None:
+        until(lambda: engine.turns.holder is not None)
+        say("ready")
+
+    scene.beside(tell)
     statement(scene.db, "main")
 
 
@@ -421,8 +430,14 @@ def in_backup(scene: Scene) -> None:
 
 
 def in_close(scene: Scene) -> None:
+    engine: Any = scene.db._engine
+
+    def tell() -> None:
+        until(lambda: engine.turns.waiting > 0)
+        say("ready")
+
     with scene.held():
-        scene.beside(lambda: (time.sleep(0.05), say("ready")))
+        scene.beside(tell)
         scene.db.close()
 
 
@@ -468,7 +483,7 @@ def signalled(path: str, place: str) -> None:
     scene.db.close()
 
 
-# -- the end of the interpreter -----------------------------------------------------------------------------------------
+# -- the end of the interpreter ---------------------------------------------------------------------------------------
 
 
 def write_on(db: safedb.Database, name: str, count: int = 1_000_000) -> None:

@@ -97,7 +97,7 @@ FAULTS = {
     ),
     "a failed write": Fault(FAILED, ((WRITE, WAL, errno.EIO, {}),)),
     "a quota": Fault(FAILED, ((WRITE, WAL, errno.EDQUOT, {"skip": 1}),)),
-    "short writes": Fault(OK, ((WRITE, WAL, 0, {"partial": 500}),)),
+    "short writes": Fault(OK, ((WRITE, WAL, 0, {"partial": 1500}),)),
     "a failed flush": Fault(UNKNOWN, ((SYNC, WAL, errno.EIO, {}),)),
     "a flush without room": Fault(UNKNOWN, ((SYNC, WAL, errno.ENOSPC, {}),)),
 }
@@ -281,6 +281,22 @@ def test_what_is_acknowledged_after_a_failed_flush_outlives_a_power_failure(
     verdicts |= {2: UNKNOWN, 3: child.call(write, "a statement", 3)}
     assert verdicts == {1: OK, 2: UNKNOWN, 3: OK}
     true(verdicts, rows_of(platter / path.name))
+
+
+@pytest.mark.parametrize("way", ["a statement", "a block"])
+def test_where_no_other_connection_can_be_opened_after_a_failed_flush_the_old_one_goes_on(
+    way: str, child: Child, faults: Faults, path: Path, platter: Path
+) -> None:
+    """H14. Written down: a flush fails while the process has no descriptor left; then both are mended."""
+    child.call(open_db, path, **NO_CHECKPOINTS)
+    verdicts = {1: child.call(write, way, 1)}
+    faults.arm(OPEN, DATABASE, errno.EMFILE)
+    with FAULTS["a failed flush"].broken(faults):
+        verdicts[2] = child.call(write, way, 2)
+    verdicts[3] = child.call(write, way, 3)
+    assert verdicts == {1: OK, 2: UNKNOWN, 3: OK}
+    true(verdicts, after_kill(path))
+    true(verdicts, rows_of(copied(platter / path.name)))
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------

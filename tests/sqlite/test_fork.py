@@ -442,3 +442,49 @@ def test_the_refusal_is_an_error_of_the_interface() -> None:
     assert issubclass(errors.InterfaceError, errors.Error)
     assert "spawn" in fork._refusal("app.db")
     assert "app.db" in fork._refusal("app.db")
+
+
+@pytest.mark.parametrize("how", ["a statement", "a read", "a snapshot"])
+def test_a_fork_in_the_middle_of_a_call_to_sqlite_leaves_a_child_that_uses_none(
+    tmp_path: Path, crew: Crew, gate: Gate, how: str
+) -> None:
+    """SQLite's locks in memory are copied as they are: held. Any call of the child's may wait for them for ever.
+
+    Written down: another thread's statement stands still inside SQLite and outlasts `fork_wait`; this one forks.
+    """
+    functions, pool, schema = {"gate": gate}, safedb.PoolConfig(fork_wait=0.1), "CREATE TABLE t (v)"
+    with (
+        safedb.connect(tmp_path / "app.db", schema=schema, functions=functions, pool=pool) as db,
+        safedb.connect(tmp_path / "quiet.db", schema=schema) as quiet,
+    ):
+
+        def stand_still() -> None:
+            if how == "a statement":
+                db.execute("INSERT INTO t VALUES (gate())")
+            elif how == "a read":
+                db.execute("SELECT gate()")
+            else:
+                with db.snapshot() as snap:
+                    snap.execute("SELECT gate()")
+
+        worker = crew(stand_still)
+        gate.wait_until_reached()
+
+        def child() -> str:
+            answers = []
+            for call in (
+                lambda: db.execute("SELECT 1"),
+                lambda: quiet.execute("INSERT INTO t VALUES (1)"),
+                lambda: safedb.connect(tmp_path / "other.db"),
+                lambda: safedb.connect("sqlite://"),
+            ):
+                with pytest.raises(safedb.InterfaceError) as caught:
+                    call()
+                answers.append("spawn" in str(caught.value))
+            return str(answers)
+
+        assert in_child(child) == repr("[True, True, True, True]")
+        gate.open()
+        worker.result()
+        quiet.execute("INSERT INTO t VALUES (2)")
+        assert quiet.execute("SELECT v FROM t").fetchall() == [(2,)]

@@ -464,7 +464,7 @@ def test_a_place_that_lasts_is_not_worth_a_word(
 def test_a_database_in_memory_works_from_many_threads_and_says_that_nothing_lasts(
     connect: Connect, crew: Crew, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """H40, H10: one serialised connection, and no shared cache. H40: one connection, serialised; every shared-cache trick has its own kind of BUSY."""
+    """H40, H10. H40: one connection, serialised; every shared-cache trick has its own kind of BUSY."""
     with caplog.at_level(logging.WARNING, logger="safedb"):
         db = connect("sqlite://", schema=SCHEMA)
     assert "nothing in it will last" in caplog.text
