@@ -100,7 +100,7 @@ class Transaction:
     def _run(self, statement: Statement, values: Sequence[Any], *, many: bool) -> Any:
         try:
             return self._session.run(statement, values, many=many)
-        except errors.Error as error:
+        except BaseException as error:  # after an interrupt nobody knows whether the statement has run
             self._poison = error
             raise
 

@@ -165,15 +165,19 @@ class Blocks:
             self._abandon(block)
 
     @contextmanager
-    def exclusive(self, job: Exclusive, *, until: float | None = None) -> Iterator[Writer]:
+    def exclusive(self, job: Exclusive, *, until: float | None = None, closing: bool = False) -> Iterator[Writer]:
         """Lend the writer's connection, outside a transaction, by the job's deadline, watched ``until`` (or that).
 
         The caller keeps the job in a variable for as long as it uses the connection: by that the keeper knows.
+        ``closing``: the connection is only closed, for which another process is not waited for longer than a moment.
         """
         writer = self._writer
         try:
             self.take(job)
-            writer.lock(job.deadline)
+            if closing:
+                writer.lock_for_a_moment()
+            else:
+                writer.lock(job.deadline)
             writer.watch.enter(RUNNING, job.deadline if until is None else until)
             yield writer
         finally:

@@ -613,7 +613,7 @@ class SqliteEngine:
         try:
             gone, self.writer.presence = self.presence is not None and self.presence.gone, None
             job = Exclusive(deadline, self.policy)
-            with self.blocks.exclusive(job) as writer:
+            with self.blocks.exclusive(job, closing=True) as writer:
                 if self.path and not (gone or self.connections.refused) and self.checkpoints.wal_bytes():
                     writer.cursor()
                 writer.close()

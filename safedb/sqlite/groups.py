@@ -63,8 +63,9 @@ from typing import Any, cast
 
 from safedb import errors
 from safedb.config import ResolvedRetryPolicy
-from safedb.retry import INTERRUPT, classify, code_of, is_unknown_commit
+from safedb.retry import INTERRUPT, classify, code_of, is_busy, is_unknown_commit
 from safedb.sql import shorten
+from safedb.sqlite.connections import SLICE
 from safedb.sqlite.deserted import is_on_stack
 from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.session import Restart, Session
@@ -384,7 +385,10 @@ class Groups:
             if is_unknown_commit(final):  # in autocommit only the commit syncs
                 raise writer.failed_commit(final) from final
             writer.rollback()
-            job.error = self._canceled(job, final) if _is_interrupt(final) else classify(final, doing=shorten(job.sql))
+            if is_busy(final):  # the first try, in SQLite's own wait, took all the time there was
+                raise writer.held_by_foreigners(final, monotonic() - job.arrived if job.arrived else SLICE) from final
+            own = _is_interrupt(final)
+            job.error = self._canceled(job, final) if own else classify(final, doing=shorten(job.sql))
         except DRIVER_ERRORS as final:
             job.error = classify(final, doing=shorten(job.sql))
 

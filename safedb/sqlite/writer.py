@@ -33,6 +33,7 @@ STUBBORN = 0.1  # seconds past its deadline after which a statement that does no
 UNSTOPPABLE = "a statement that SQLite cannot interrupt (an SQL function in Python, DROP TABLE), or its COMMIT"
 
 _WITH = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*WITH\b", re.IGNORECASE | re.DOTALL)
+MOMENT = 0.1  # seconds that closing waits for another process
 NO_ROWS: list[tuple[Any, ...]] = []
 # What running a statement may raise: the driver's errors, Python's for values that it cannot bind, and whatever a
 # collation of the user's raises, which comes through as it is.
@@ -165,6 +166,16 @@ class Writer:
                 f"{self.name}; see what it does, make its transactions shorter, or raise the timeout"
             )
 
+    def lock_for_a_moment(self) -> None:
+        """Take the side files' lock if it can be had at once or nearly so, to close the connection.
+
+        Who has it has the file open, so that closing ours neither cuts nor removes the WAL; and where ours is the last
+        connection after all, SQLite sees to that under a lock of its own (H4).
+        """
+        self.check_process()
+        if self.side is not None and not self.side.try_acquire():
+            self.side.acquire(time.monotonic() + MOMENT)
+
     def check_process(self) -> None:
         """Raise in a child that was forked without Python's hooks: it has connections, and none of their locks."""
         if os.getpid() != self._pid:
@@ -212,12 +223,15 @@ class Writer:
         except sqlite3.Error as error:
             if not is_busy(error):
                 raise
-            raise errors.LockTimeout(
-                f"waited {time.monotonic() - started:.3f} s for the write lock of {self.name}, which a program that "
-                "does not use safedb holds (the sqlite3 shell, a backup tool, a plain connection); end its "
-                "transaction, or raise the timeout",
-                sqlite_errorname=name_of(error),
-            ) from error
+            raise self.held_by_foreigners(error, time.monotonic() - started) from error
+
+    def held_by_foreigners(self, error: BaseException, waited: float) -> errors.LockTimeout:
+        """Make the error for a wait in vain for a program that does not know the side files."""
+        return errors.LockTimeout(
+            f"waited {waited:.3f} s for the write lock of {self.name}, which a program that does not use safedb holds "
+            "(the sqlite3 shell, a backup tool, a plain connection); end its transaction, or raise the timeout",
+            sqlite_errorname=name_of(error),
+        )
 
     def run(self, sql: str, values: Values) -> Outcome:
         """Run one statement to its end; the driver's errors come through as they are."""

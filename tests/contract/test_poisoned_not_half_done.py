@@ -304,3 +304,22 @@ def test_a_refused_write_does_not_poison_a_snapshot(db: safedb.Database, sql: st
             snap.execute("SELECT ?", ())
         assert snap.execute("SELECT v FROM t").fetchall() == [("taken",)]
     assert values(db) == ["taken"]
+
+
+def test_an_interrupt_that_was_swallowed_inside_the_block_poisons_it_too(
+    db: safedb.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can know whether the statement that it came through has run: so nothing of the block is kept."""
+
+    def interrupted(*_: object, **__: object) -> None:  # a real one comes at no certain place
+        raise KeyboardInterrupt
+
+    insert = "INSERT INTO t (v) VALUES (?)"
+    with pytest.raises(safedb.TransactionAborted), db.transaction() as tx:
+        tx.execute(insert, ("first",))
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(type(tx._session), "run", interrupted)
+            tx.execute(insert, ("second",))
+        with pytest.raises(safedb.TransactionAborted):
+            tx.execute(insert, ("third",))
+    assert db.execute("SELECT v FROM t").fetchall() == [("taken",)]

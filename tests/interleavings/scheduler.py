@@ -35,6 +35,10 @@ STUCK = 30.0  # real seconds: a thread blocks on something that is no lock of th
 class Failure(AssertionError):
     """Report a schedule that went wrong, with its seed and its trace."""
 
+    def __init__(self, seed: int, what: str, trace: object) -> None:
+        super().__init__(f"seed {seed}: {what}\ntrace:\n{trace}")
+        self.seed = seed
+
 
 class _Abort(BaseException):
     """Unwind the threads of a schedule that has failed."""
@@ -63,9 +67,11 @@ class _Worker:
         "deadline",
         "done",
         "exception",
+        "gap",
         "ident",
         "index",
         "points",
+        "times",
         "wants",
     )
 
@@ -81,15 +87,20 @@ class _Worker:
         self.exception: BaseException | None = None
         self.at = 0
         self.after = False
+        self.times = 1
+        self.gap = 0
 
     def due(self) -> bool:
         """Say whether an interrupt is to be raised now."""
         return self.exception is not None and self.points >= self.at
 
     def take(self) -> BaseException:
-        """Return the interrupt, once."""
+        """Return the interrupt; that was the last one, or another follows later."""
         exception, self.exception = self.exception, None
         assert exception is not None
+        self.times -= 1
+        if self.times:
+            self.exception, self.at = type(exception)(*exception.args), self.points + self.gap
         return exception
 
 
@@ -143,7 +154,7 @@ class Scheduler:
         self._locks = 0
         self._steps = 0
         self._workers: list[_Worker] = []
-        self._early: list[tuple[int, BaseException, int, bool]] = []
+        self._early: list[tuple[int, BaseException, int, bool, int, int]] = []
         self._planted: list[BaseException] = []
         self._current: _Worker | None = None
         self._invariant: Check | None = None
@@ -175,17 +186,19 @@ class Scheduler:
         if self._current is not None:
             self.trace.events.append((self._current.index, what))
 
-    def interrupt(self, thread: int, exc: BaseException, *, at: int = 0, after: bool = False) -> None:
-        """Raise ``exc`` once in thread number ``thread``, at its yield point number ``at`` (from 1) or the next one.
+    def interrupt(
+        self, thread: int, exc: BaseException, *, at: int = 0, after: bool = False, times: int = 1, gap: int = 1
+    ) -> None:
+        """Raise ``exc`` in thread number ``thread``, at its yield point number ``at`` (from 1) or the next one.
 
         Before what it does there, or ``after`` it: then the result is lost, as with a signal. A thread that waits is
-        woken. May be called before the run, or by any thread within it.
+        woken. The one after, of ``times`` in all, comes ``gap`` points later: into the clearing up after the first.
+        May be called before the run, or by any thread within it.
         """
-        self._planted.append(exc)
         if self._workers:
-            self._plant(thread, exc, at, after)
+            self._plant(thread, exc, at, after, times, gap)
         else:
-            self._early.append((thread, exc, at, after))
+            self._early.append((thread, exc, at, after, times, gap))
 
     def run(self, threads: Sequence[Callable[[], object]], invariant: Check | None = None) -> Trace:
         """Run ``threads`` to their ends, and ``invariant`` after every step; raise `Failure`.
@@ -263,12 +276,13 @@ class Scheduler:
 
     # -- the steps ---------------------------------------------------------------------------------------------
 
-    def _plant(self, thread: int, exc: BaseException, at: int, after: bool) -> None:
+    def _plant(self, thread: int, exc: BaseException, at: int, after: bool, times: int, gap: int) -> None:
         worker = self._workers[thread]
-        worker.exception, worker.at, worker.after = exc, at, after
+        worker.exception, worker.at, worker.after, worker.times, worker.gap = exc, at, after, times, gap
 
     def _raise(self, me: _Worker) -> None:
         exception = me.take()
+        self._planted.append(exception)
         self._log(me, f"is interrupted by {exception!r}")
         raise exception
 
@@ -379,7 +393,7 @@ class Scheduler:
         waits = [
             f"  thread {w.index} waits for {w.wants!r}" for w in self._workers if w.wants is not None and not w.done
         ]
-        self._failure = Failure("\n".join([f"seed {self.trace.seed}: {what}", *waits, "trace:", str(self.trace)]))
+        self._failure = Failure(self.trace.seed, "\n".join([what, *waits]), self.trace)
         self._failure.__cause__ = cause
         for worker in self._workers:
             if worker.baton.locked():
@@ -396,9 +410,9 @@ def run(scenario: Callable[[Scheduler], Plan], seed: int, *, max_steps: int = 20
         try:
             held = final_check()
         except Exception as error:
-            raise Failure(f"seed {seed}: at the end: {error}\ntrace:\n{trace}") from error
+            raise Failure(seed, f"at the end: {error}", trace) from error
         if held is False:
-            raise Failure(f"seed {seed}: at the end the final check does not hold\ntrace:\n{trace}")
+            raise Failure(seed, "at the end the final check does not hold", trace)
     return trace
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from reliability import Record
 from scheduler import Failure, Plan, Scheduler, explore
-from steps import FAR, Interrupted, Unforgiving, schedules, unforgiving
+from steps import FAR, Interrupted, Unforgiving, play, unforgiving
 
 from safedb.sqlite import turns as module
 from safedb.sqlite.turns import (
@@ -119,7 +120,7 @@ class World:
                 for index, kind in enumerate(kinds):
                     self.wish(f"{kind} {number}.{index}", kind)
             except Interrupted:
-                self.scheduler.unwinding -= 1
+                self.scheduler.recovered(number)
                 raise
             finally:
                 self.running -= 1
@@ -355,20 +356,22 @@ def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SLICE", FAR)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIXES)
 @pytest.mark.usefixtures("no_second_look")
-def test_nobody_is_forgotten_and_nobody_let_in_twice(name: str) -> None:
-    explore(scenario(MIXES[name]), schedules(90))
+def test_nobody_is_forgotten_and_nobody_let_in_twice(name: str, record: Record, seed: int) -> None:
+    play(scenario(MIXES[name]), record, seed, short=60, long=2000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INTERRUPTED)
-def test_an_interrupt_at_any_point_leaves_nobody_behind(name: str) -> None:
-    explore(scenario(INTERRUPTED[name]), schedules(90))
+def test_an_interrupt_at_any_point_leaves_nobody_behind(name: str, record: Record, seed: int) -> None:
+    play(scenario(INTERRUPTED[name]), record, seed, short=60, long=2000)
 
 
 def test_a_ticket_that_was_put_back_has_its_deadline_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SLICE", FAR)
-    explore(put_back_under_a_holder_who_stays, schedules(30))
+    explore(put_back_under_a_holder_who_stays, range(30))
 
 
 def put_back_under_a_holder_who_stays(scheduler: Scheduler, turns_class: type[Turns] = Turns) -> Plan:

@@ -221,6 +221,7 @@ def run_python(code: str, *arguments: str) -> str:
 
 
 def test_what_a_killed_process_left_is_no_hindrance(db: safedb.Database, tmp_path: Path) -> None:
+    """H29: it lies beside the target, and never under its name."""
     old = tmp_path / f"copy.db.partial-{os.getpid()}-{threading.get_ident()}"
     old.write_bytes(b"half a page of something" * 1000)
     db.backup(tmp_path / "copy.db")

@@ -247,7 +247,7 @@ def test_reading_where_nothing_may_be_written(foreign: Path) -> None:
 
 
 def test_a_network_file_system(connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test can mount one: the table of mounts says that the test's folder is one."""
+    """H44: no test can mount one: the table of mounts says that the test's folder is one."""
     from safedb.sqlite import location
 
     table = f"21 1 0:1 / / rw - ext4 /dev/sda rw\n22 21 0:2 / {tmp_path} rw - nfs4 server:/export rw\n"

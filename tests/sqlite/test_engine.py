@@ -164,6 +164,7 @@ def test_what_depends_on_the_connection_is_refused_with_the_remedy(db: safedb.Da
 
 @pytest.mark.parametrize("name", sorted(OWNED))
 def test_a_pragma_that_safedb_owns_is_refused_with_the_remedy(db: safedb.Database, name: str) -> None:
+    """H46h: it would outlast its transaction, or do nothing and not say so."""
     with pytest.raises(errors.ProgrammingError, match=name):
         db.execute(f"PRAGMA {name} = 1")
     with db.transaction() as tx, pytest.raises(errors.ProgrammingError, match=name):

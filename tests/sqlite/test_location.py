@@ -125,6 +125,7 @@ def test_what_is_no_regular_file_is_refused(make: Callable[[Path], None], what: 
 
 
 def test_a_file_with_two_names_is_refused(path: Path) -> None:
+    """H41: each name would have a WAL of its own."""
     path.touch()
     path.with_name("other.db").hardlink_to(path)
     with pytest.raises(ConfigError, match=r"has 2 hard links.*use symbolic links"):
@@ -232,6 +233,7 @@ def test_a_folder_that_may_not_be_entered_is_refused(open_folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", sorted(location._NETWORK))
 def test_a_network_file_system_is_refused(kind: str, tmp_path: Path, path: Path) -> None:
+    """H44: the memory that WAL needs is not shared between hosts."""
     for read_only in (False, True):
         path.touch()
         with pytest.raises(ConfigError, match=f"of type '{kind}' that several hosts may share.*local disk"):
@@ -384,6 +386,7 @@ def intruder(path: Path) -> str:
 
 
 def test_a_live_database_keeps_its_locks_while_it_is_looked_at(path: Path) -> None:
+    """H32: to open the file and close it again would drop all of the process's locks on it."""
     assert create(str(path))
     connection = sqlite3.connect(uri(str(path)), uri=True, isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
@@ -405,6 +408,7 @@ def test_a_live_database_keeps_its_locks_while_it_is_looked_at(path: Path) -> No
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(name=st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=40))
 def test_exactly_the_file_that_was_meant_is_opened_whatever_its_name(name: str, tmp_path: Path) -> None:
+    """H47: many builds read any name that begins with "file:" as a URI."""
     path = tmp_path / f"x{name}.db"
     if not create(str(path)):
         path.unlink()
@@ -418,6 +422,7 @@ def test_exactly_the_file_that_was_meant_is_opened_whatever_its_name(name: str, 
 
 
 def test_a_name_full_of_uri_syntax_is_only_a_name(tmp_path: Path) -> None:
+    """H47: an unescaped "?" would cut the name short, and turn what follows into options."""
     assert uri("/a?mode=memory&vfs=x#y%41") == "file:///a%3Fmode%3Dmemory%26vfs%3Dx%23y%2541?mode=rw"
     assert uri("//a b", mode="ro") == "file:////a%20b?mode=ro"
     assert uri(os.fsdecode(b"/\xff")) == "file:///%FF?mode=rw"
@@ -432,6 +437,7 @@ def test_a_uri_creates_nothing(path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["rwc", "memory", "ro&immutable=1"])
 def test_a_mode_that_creates_or_forgets_is_refused(mode: str) -> None:
+    """H47, H42: some options turn locking off."""
     with pytest.raises(ConfigError, match="is not one of ro, rw"):
         uri("/app.db", mode=mode)
 

@@ -79,6 +79,7 @@ def liar(question: str, *rows: tuple[Any, ...]) -> type[Liar]:
 
 
 def test_a_writer_has_every_pragma_in_force(connect: Connect) -> None:
+    """H37, H39: each is asked back, and SQLite's own checkpoints are off."""
     connection = connect()
     apply(connection, EVERYTHING, role="writer")
     names = [name for name in Pragmas.kinds() if getattr(EVERYTHING, name) is not None]
@@ -109,6 +110,7 @@ def test_a_writer_has_every_pragma_in_force(connect: Connect) -> None:
 
 @pytest.mark.parametrize("profile", ["durable", "balanced", "litestream"])
 def test_a_profile_is_in_force(profile: str, connect: Connect) -> None:
+    """H45: builds differ in their default, so it is always set."""
     connection = connect()
     apply(connection, Pragmas(profile=profile).effective(), role="writer")
     assert ask(connection, "synchronous") == (2 if profile == "durable" else 1)
@@ -192,6 +194,7 @@ def test_foreign_keys_hold_by_default(connect: Connect) -> None:
 
 @pytest.mark.parametrize("role", ["writer", "reader", "memory"])
 def test_a_misspelt_column_is_an_error_where_python_can_switch_it(role: Any, connect: Connect) -> None:
+    """H49: by default it is a string."""
     connection = connect()
     if role == "reader":
         apply(connect(), DEFAULTS, role="writer")
@@ -210,6 +213,7 @@ def test_double_quoted_strings_are_there_for_those_who_ask(connect: Connect) -> 
 
 
 def test_the_schema_cannot_be_overwritten_where_python_can_switch_it(connect: Connect) -> None:
+    """H48: by default it can."""
     connection = connect()
     apply(connection, DEFAULTS, role="writer")
     connection.execute("CREATE TABLE t (x)")
@@ -222,6 +226,7 @@ def test_the_schema_cannot_be_overwritten_where_python_can_switch_it(connect: Co
 
 
 def test_what_stands_in_a_file_runs_no_function_of_the_program(connect: Connect) -> None:
+    """H48: by default it does."""
     writer = connect()
     apply(writer, DEFAULTS, role="writer")
     writer.create_function("spy", 0, lambda: 1)

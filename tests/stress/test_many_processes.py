@@ -452,3 +452,22 @@ def crew_of_one(outsider: sqlite3.Connection) -> Iterator[Crew]:
     if outsider.in_transaction:
         outsider.execute("ROLLBACK")
     crew.finish()
+
+
+def test_a_handle_is_closed_while_another_process_has_the_turn(hands: Hands, path: Path) -> None:
+    """Bounded: who only ends his own work need not wait for a neighbour's.
+
+    Written down: A is inside a block; B, here, writes nothing and closes; A ends its block; its rows are there.
+    """
+    [other] = hands.hire(1)
+    other.ask("open")
+    db = open_safe(path)
+    db.execute("SELECT 1")
+    other.ask("block", worker=1)
+    with pytest.raises(safedb.LockTimeout):
+        db.execute(INSERT, (2, 0), timeout=SHORT)
+    db.close()
+    other.ask("on")
+    with open_safe(path) as again:
+        assert again.execute("SELECT count(*) FROM t WHERE worker = 1").scalar() > 0
+        assert again.check() == []

@@ -137,9 +137,11 @@ def test_an_hour_of_writes_stays_under_the_ceiling_while_readers_come_and_go(
             time.sleep(0.001)  # a service that does nothing but write is that of the benchmark
 
     writers = [log.crew(write, chance) for chance in chances[2:]]
-    for writer in writers:
-        writer.join()
-    over.set()
+    try:
+        for writer in writers:
+            writer.thread.join(form(90, 500))
+    finally:
+        over.set()
     reads = sum(reader.result() for reader in readers)
     for writer in writers:
         writer.result()
