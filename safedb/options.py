@@ -101,8 +101,8 @@ class ResolvedPragmas:
     page_size: int | None = None
     application_id: int | None = None
     double_quoted_strings: bool = False
-    checkpoint_pages: int = 4000
-    wal_limit: int = 64 * 1024 * 1024
+    checkpoint_pages: int = 16_000
+    wal_limit: int = 128 * 1024 * 1024
     file_mode: int = 0o600
 
 

@@ -13,7 +13,7 @@ import copy
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from threading import get_ident
+from threading import Lock, get_ident
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ from safedb.retry import FULL, INTERRUPT, IOERR_FSYNC
 from safedb.sql import parse
 from safedb.sqlite import blocks as blocks_module
 from safedb.sqlite import engine as engine_module
+from safedb.sqlite import fork as fork_module
 from safedb.sqlite import groups as groups_module
 from safedb.sqlite import session as session_module
 from safedb.sqlite.blocks import Block, Blocks
@@ -35,6 +36,7 @@ from safedb.sqlite.columns import Columns
 from safedb.sqlite.connections import Connections, Extras
 from safedb.sqlite.engine import SqliteEngine
 from safedb.sqlite.groups import Groups, Job, StatementJob
+from safedb.sqlite.opening import Entry, Registry
 from safedb.sqlite.readers import Readers
 from safedb.sqlite.session import Session
 from safedb.sqlite.sidelock import SideLock
@@ -223,6 +225,10 @@ class Side:
         self.taken = False
 
 
+    def close(self) -> None:
+        assert not self.taken, "the lock between processes is held while its files are closed"
+
+
 class SteppedWriter(Writer):
     """Wait for others by the virtual clock."""
 
@@ -359,6 +365,8 @@ class World:
         self.limit = self.random.choice((1, 2, 100))
         self.time_limit = self.random.choice((1e-4, FAR))
         self.engine = engine(self)
+        if mix.forks or "forks" in mix.troubles:
+            self.make_known()
         groups = self.engine.groups
         groups._company = self.random.choice((1, 8))
         groups._suspicious = 16 * self.random.choice((0, mix.careful))
@@ -371,6 +379,15 @@ class World:
         self.troubled = 0
         self.began = scheduler.now
         self.lost: set[int] = set()  # threads that were killed
+
+    def make_known(self) -> None:
+        """Let a fork find this engine, and no other."""
+        registry = Registry()
+        registry.mutex = cast("Lock", self.scheduler.lock())
+        registry.entries[1, 1] = Entry(lock=cast("Lock", self.scheduler.lock()), engines={False: self.engine})
+        fork_module.registry = registry
+        fork_module._one_at_a_time = cast("Lock", self.scheduler.lock())
+        fork_module._preparations.clear()
 
     def plan(self) -> Plan:
         count = self.random.randint(*self.mix.threads)
@@ -401,8 +418,10 @@ class World:
             try:
                 for write in writes:
                     self.write(write)
+                    if write.kind == "left_block":
+                        break
             except Interrupted:
-                if number not in self.lost:
+                if number not in self.lost and write.kind != "exclusive":  # that one leaves once, and the keeper again
                     self.scheduler.recovered(number)
                 raise
             finally:
@@ -541,10 +560,70 @@ class World:
             self.scheduler.sleep(0.02)
 
     def forker(self, number: int) -> Callable[[], None]:
-        raise NotImplementedError
+        """Fork, once or more often, at any step of the others."""
+
+        def live() -> None:
+            try:
+                for _ in range(self.random.randint(1, 2)):
+                    for _ in range(self.random.randint(0, 10)):
+                        self.step()
+                    self.fork()
+            finally:
+                self.running -= 1
+
+        return live
 
     def fork(self) -> None:
-        raise NotImplementedError
+        """Do as `os.fork` does, hooks and all; be the child in between, as a copy beside the parent."""
+        fork_module._before()
+        self.scheduler.note("forks")
+        child = self.copied()
+        child.begin(quiet=self.engine.quiet_for(get_ident()))
+        fork_module._after_in_parent()
+
+    # -- the child of a fork ------------------------------------------------------------------------------------------
+
+    def copied(self) -> World:
+        """Copy what a fork copies: the file as it is at this moment, and the engine with all that it knows."""
+        child = copy.copy(self)
+        child.store = Store(child)
+        child.store.committed = self.store.committed.copy()
+        engine = child.engine = copy.copy(self.engine)
+        engine.world, engine.inside, engine.snapping = child, dict(engine.inside), dict(engine.snapping)
+        engine.writer, engine.connections = copy.copy(engine.writer), copy.copy(engine.connections)
+        child.writes = []
+        return child
+
+    def begin(self, *, quiet: bool) -> None:
+        """Be the child: begin with an empty queue, or refuse the file; nothing of the parent's runs or is told here."""
+        engine, before = self.engine, self.store.committed.copy()
+        if quiet:
+            assert engine.writer.connection is None, "a connection was open while the process was copied"
+            assert not cast("Side", engine.side).taken, "a lock between processes was held while it was copied"
+            assert engine.groups._open is None, "a group was open while the process was copied"
+            engine.begin_anew()
+        else:
+            engine.refuse_after_fork("it was in use")
+        self.go_on(before, quiet=quiet)
+
+    def go_on(self, before: list[str], *, quiet: bool) -> None:
+        """Write in the child, and see that this is all that happens there."""
+        engine = self.engine
+        assert engine.turns.holder is None, "the child began with a turn of the parent's"
+        assert engine.turns.waiting == 0, "the child began with waiters of the parent's"
+        assert engine.groups._open is None, "the child began with a group of the parent's"
+        assert not engine.inside, "the child began inside of a transaction of the parent's"
+        name = f"child {len(before)}"
+        try:
+            self.statement(Write(name, "statement", "", 60.0))
+        except errors.InterfaceError:
+            assert not quiet, "the child refused a file that nobody used"
+            name = ""
+        else:
+            assert quiet, "the child wrote over what the parent had open"
+        assert self.store.committed == [*before, *([name] if name else [])], "a write of the parent's ran in the child"
+        engine.turns.check()
+        assert engine.turns.holder is None
 
     def step(self) -> None:
         self.scheduler.monotonic()
@@ -654,5 +733,8 @@ def virtual_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(groups_module, "sleep", Clock.sleep)
     for module in (session_module, blocks_module):
         monkeypatch.setattr(module, "time", Clock)
+    for name in ("registry", "_one_at_a_time"):  # put back what `World.make_known` sets
+        monkeypatch.setattr(fork_module, name, getattr(fork_module, name))
+    monkeypatch.setattr(fork_module, "monotonic", Clock.monotonic)
     monkeypatch.setattr(engine_module, "Block", SteppedBlock)
     monkeypatch.setattr(engine_module, "SideLock", lambda path, mode: Side(CURRENT[-1]))
