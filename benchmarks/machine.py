@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import sqlite3
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+
+from safedb.sqlite.driver import sqlite3
 
 FLUSHES = 200
 

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import resource
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
+
+from safedb.sqlite.driver import sqlite3
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = 5_000_000

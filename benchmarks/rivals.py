@@ -6,7 +6,6 @@ SQLite, which makes them inside a COMMIT.
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import safedb
+from safedb.sqlite.driver import sqlite3
 
 PATIENCE = 60.0  # seconds that a write may wait, on every side: nobody is to lose by giving up
 SCHEMA = "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, thread INTEGER, number INTEGER, v TEXT)"
