@@ -189,10 +189,12 @@ def sizes(db: safedb.Database) -> dict[int, int]:
 
 
 @contextmanager
-def process_group(order: list[str], *, stdout: int | None = None, stderr: int | None = None) -> Iterator[Group]:
+def process_group(
+    order: list[str], *, stdin: int | None = None, stdout: int | None = None, stderr: int | None = None
+) -> Iterator[Group]:
     """Run a command in a process group of its own, as a terminal does; the group is gone at the end, come what may."""
     with subprocess.Popen(
-        order, stdout=stdout, stderr=stderr, text=True, start_new_session=True, env=unmeasured()
+        order, stdin=stdin, stdout=stdout, stderr=stderr, text=True, start_new_session=True, env=unmeasured()
     ) as process:
         try:
             yield process

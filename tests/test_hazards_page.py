@@ -1,4 +1,4 @@
-"""The page on hazards is true: each of them has a row or a paragraph, and the tests that a row names cite its number."""
+"""The page on hazards is true: each has a row or a paragraph, and the tests that a row names cite its number."""
 
 from __future__ import annotations
 

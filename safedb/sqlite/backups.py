@@ -16,13 +16,19 @@ from time import monotonic
 from typing import Any
 
 from safedb import errors
-from safedb.retry import classify
+from safedb.retry import CORRUPT, FULL, IOERR, classify, code_of
 from safedb.sqlite import location
 from safedb.sqlite.driver import connect, sqlite3
 from safedb.sqlite.snapshots import SnapshotSession
 
 HEADER = b"SQLite format 3\0"  # https://sqlite.org/fileformat.html
 PAGES = 1024  # a step: between two of them others may run, and the deadline is looked at
+WORDS = {
+    "database or disk is full": (FULL, "SQLITE_FULL"),
+    "disk I/O error": (IOERR, "SQLITE_IOERR"),
+    "database disk image is malformed": (CORRUPT, "SQLITE_CORRUPT"),
+}
+"""What codes the words stand for: the backup() of pysqlite3 tells no code, but only SQLite's words (sqlite3_errstr)."""
 
 
 def copy(
@@ -94,6 +100,10 @@ def _fill(session: SnapshotSession, partial: str, progress: Callable[[int, int],
     try:
         connection.execute("PRAGMA synchronous=OFF")  # it is synced once, when it is whole
         session.backup(lambda source: source.backup(connection, pages=PAGES, progress=step, sleep=0))
+    except sqlite3.Error as error:
+        if not code_of(error) and str(error) in WORDS:
+            error.sqlite_errorcode, error.sqlite_errorname = WORDS[str(error)]
+        raise
     finally:
         connection.close()
 

@@ -81,10 +81,10 @@ class Checkpoints:
         self._told: float = 0.0
 
     def wal_bytes(self) -> int:
-        """Give the size of the WAL file, 0 where there is none."""
+        """Give the size of the WAL file, 0 where there is none, or none that this process may look at."""
         try:
             return os.stat(f"{self._path}-wal").st_size  # noqa: PTH116 - Path costs more, and this is asked often
-        except FileNotFoundError:
+        except OSError:
             return 0
 
     def look(self, now: float) -> bool:

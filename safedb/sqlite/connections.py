@@ -21,6 +21,23 @@ Function = Callable[..., Any] | tuple[Callable[..., Any], int]
 Collation = Callable[[str, str], int]
 
 
+class CollationFailed(Exception):
+    """Say that a collation of the user's raised; its exception is the cause.
+
+    The driver lets it through as it is, where it would look like one that a signal handler has thrown into the thread.
+    """
+
+
+def _guarded(name: str, collation: Collation) -> Collation:
+    def compare(one: str, other: str) -> int:
+        try:
+            return collation(one, other)
+        except Exception as error:
+            raise CollationFailed(f"the collation {name!r} raised {type(error).__name__}: {error}") from error
+
+    return compare
+
+
 @dataclass(frozen=True, slots=True)
 class Extras:
     """Hold what connections know besides pragmas: SQL functions and collations of the user's.
@@ -37,7 +54,7 @@ class Extras:
             body, count = function if isinstance(function, tuple) else (function, -1)
             connection.create_function(name, count, body)
         for name, collation in self.collations.items():
-            connection.create_collation(name, collation)
+            connection.create_collation(name, _guarded(name, collation))
 
 
 class Connections:
@@ -54,10 +71,15 @@ class Connections:
         self._extras = extras
         self._policy = policy
         self._refusal: str | None = None
+        self._closed = False
 
     def refuse(self, why: str) -> None:
         """Open no more connections: a forked child must not."""
         self._refusal = why
+
+    def close(self) -> None:
+        """Open no more connections: the database is closed."""
+        self._closed = True
 
     @property
     def refused(self) -> bool:
@@ -97,6 +119,8 @@ class Connections:
     def _connect(self, mode: str) -> sqlite3.Connection:
         if self._refusal is not None:
             raise errors.InterfaceError(self._refusal)
+        if self._closed:
+            raise errors.DatabaseClosed(f"{self._path or 'a database in memory'} is closed; connect again")
         name = ":memory:" if self._path is None else location.uri(self._path, mode=mode)
         connection = connect(
             name, uri=self._path is not None, timeout=SLICE, isolation_level=None, check_same_thread=False,
@@ -155,3 +179,15 @@ def refuse_lone_memory(path: str | None, *, read_only: bool) -> None:
         raise errors.ConfigError(
             "a database in memory that is read-only stays empty; give a file, or leave out mode=ro"
         )
+
+
+def keep_for_ever(connections: object) -> None:
+    """Never let these connections be deallocated, not even when the interpreter ends: that would close them.
+
+    Those that a forked child inherits: its parent's open transaction would be undone in the shared memory that both
+    use, and the database be malformed (H30). And those whose WAL somebody else has made anew: it would be deleted. A
+    module's variables are cleared at the end, so this is a reference nobody gives back.
+    """
+    import ctypes  # here and not above: hardly any process ever comes here
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connections))

@@ -28,7 +28,7 @@ from safedb.sqlite import pragmas as pragma_rules
 from safedb.sqlite.blocks import Block, Blocks, Exclusive, Lease
 from safedb.sqlite.checkpoints import Checkpoints
 from safedb.sqlite.columns import Columns, Decoders
-from safedb.sqlite.connections import Connections, Extras
+from safedb.sqlite.connections import Connections, Extras, keep_for_ever
 from safedb.sqlite.driver import connect, sqlite3
 from safedb.sqlite.groups import FunctionJob, Groups, Job, StatementJob
 from safedb.sqlite.health import damage
@@ -95,6 +95,7 @@ class SqliteEngine:
         self.snapping: dict[int, weakref.ref[SnapshotSession]] = {}  # threads inside a snapshot
         self.identity = identity
         self.presence = Presence(path, identity) if path and identity else None
+        self.left_open: str | None = None  # why a connection stays open for as long as the process lives
         self._forking: Exclusive | None = None  # holds the turn while the process is copied
         self._plans: dict[str, Plan] = {}  # by text
         self._describe_by: dict[int, float] = {}  # deadlines of threads that find out about columns, by ident
@@ -596,6 +597,8 @@ class SqliteEngine:
 
     def _tend(self, now: float) -> bool:
         """Look after the WAL and the readers; the checkpointer's chore."""
+        if self.presence is not None and self.presence.gone:
+            return False
         self.readers.trim(now - self.pool.max_idle)
         return self.checkpoints.look(now)
 
@@ -611,11 +614,15 @@ class SqliteEngine:
         self.readers.close()
         self.columns.close()
         try:
-            gone, self.writer.presence = self.presence is not None and self.presence.gone, None
+            gone = self.presence is not None and self.presence.gone
             job = Exclusive(deadline, self.policy)
             with self.blocks.exclusive(job, closing=True) as writer:
                 if self.path and not (gone or self.connections.refused) and self.checkpoints.wal_bytes():
                     writer.cursor()
+                self.connections.close()  # for whoever has found this engine, and comes only now
+                if self.presence is not None and self.presence.is_taken_over():
+                    self.left_open = gone or None
+                    keep_for_ever(writer.disown())
                 writer.close()
         except errors.LockTimeout as error:
             raise errors.LockTimeout(
@@ -672,12 +679,17 @@ class SqliteEngine:
         return self._forking is not None and self._forking.thread == thread
 
     def resume(self) -> None:
-        """Go on after a fork, in the parent."""
-        job, self._forking = self._forking, None
-        if self.path and not self.read_only:
+        """Go on after a fork, in the parent. May be called again where an interrupt has ended it."""
+        job = self._forking
+        if job is None:
+            return
+        if self.path and not self.read_only and self.turns.holder is job:  # else others are using it already
             self.side = self.writer.side = SideLock(self.path, mode=self.pragmas.file_mode)
-        if job is not None:
-            self._go_on(job)
+        job.kept = False  # from here on the keeper gives up the turn, where an interrupt comes before this does
+        self.columns.resume()
+        self.readers.resume()
+        self._forking = None  # before another thread's fork can have the turn
+        self.turns.leave(job)
 
     def _go_on(self, job: Exclusive) -> None:
         self.columns.resume()

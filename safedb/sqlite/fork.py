@@ -20,6 +20,7 @@ import threading
 from dataclasses import dataclass, field
 from time import monotonic
 
+from safedb.sqlite.connections import keep_for_ever
 from safedb.sqlite.opening import Entry, registry
 
 OPENING = 1.0  # seconds that a fork waits for a thread that opens or closes a file
@@ -58,19 +59,31 @@ def _before() -> None:
 
 
 def _after_in_parent() -> None:
+    try:
+        _go_on()
+    except BaseException:  # of an interrupt Python would only tell: nobody else is going to do the rest
+        _go_on()
+        raise
+
+
+def _go_on() -> None:
+    """Give back all that `_before` has taken. May be called again where it was interrupted."""
     thread = threading.get_ident()
     for engine in registry.engines():
         if engine.quiet_for(thread):
             engine.resume()
-    ours = _preparations.pop(thread, None)
+    ours = _preparations.get(thread)
     if ours is None:
         return
-    for entry in ours.locked:
-        entry.lock.release()
+    while ours.locked:
+        ours.locked.pop().lock.release()
     if ours.mutex:
+        ours.mutex = False
         registry.mutex.release()
     if ours.alone:
+        ours.alone = False
         _one_at_a_time.release()
+    _preparations.pop(thread, None)
 
 
 def _after_in_child() -> None:
@@ -92,9 +105,9 @@ def _after_in_child() -> None:
             registry.refused[engine.identity] = _refusal(engine.name)
     for engine in engines:  # a file has two where it is open read-only too, and one unsafe one spoils both
         if engine in unquiet or engine.identity in registry.refused:
-            _keep_for_ever(engine.refuse_after_fork(_refusal(engine.name)))
+            keep_for_ever(engine.refuse_after_fork(_refusal(engine.name)))
         elif registry.refuses_all:
-            _keep_for_ever(engine.refuse_after_fork(registry.refuses_all))
+            keep_for_ever(engine.refuse_after_fork(registry.refuses_all))
         else:
             engine.begin_anew()
     _preparations.clear()
@@ -107,17 +120,6 @@ def _refusal(name: str) -> str:
         f"{name} was in use when this process was forked, and SQLite's locks do not survive that: open it in the "
         "parent only, fork before it is used, or start processes with multiprocessing's 'spawn'"
     )
-
-
-def _keep_for_ever(inherited: object) -> None:
-    """Never let connections of the parent's be deallocated, not even when the child's interpreter ends.
-
-    That would close them: the parent's open transaction would be undone in the shared memory that both use, and the
-    database be malformed (H30). A module's variables are cleared at the end, so this is a reference nobody gives back.
-    """
-    import ctypes  # here and not above: hardly any process ever comes here
-
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
 
 
 def install() -> None:

@@ -49,6 +49,16 @@ waits for its verdict::
                                              put the others back, depose the driver
     next tx call: guard: revoked → Restart
     the function's job takes a turn, alone
+
+**An interrupt, against a group that is passed on.** Where a second interrupt has kept a function's thread from leaving
+the queue after the first, an open group may come to it while it gives up what it has. Nobody gives up a turn with
+luggage, for others wait for what is in there::
+
+    A (drives a group)                       F (in the queue; interrupted in `take`, and again in `_rescue`)
+                                             finally: it has no turn, so nothing to abandon
+    pass_on: F is HOLDING, A is ABOARD
+                                             leave: there is luggage, so the turn stays
+                                             it has the turn: abandons the group, A's work is put back
 """
 
 from __future__ import annotations
@@ -263,6 +273,8 @@ class Groups:
             if self._turns.holder is job:
                 self._abandon(job, self._open)
             self._turns.leave(job)
+            if self._turns.holder is job:  # an open group came in between
+                self._abandon(job, self._open)
         if job.state is not SERVED:
             raise self.too_late(job)
         if job.error is not None:
@@ -371,7 +383,6 @@ class Groups:
             job.error = error
         if job.error is None:
             self._counters.committed(1)
-            job.error = writer.doubt()
         self._finish(job)
 
     def _lone_failed(self, job: StatementJob, error: BaseException) -> None:
@@ -763,6 +774,7 @@ class Groups:
             waiting = [member for member in group.aboard if member.state in (ABOARD, WAITING)] if group else []
             self._put_back([member for member in waiting if member is not job])
             self._open = None
+        job.luggage = None
         self._turns.leave(job)
 
     def mend(self) -> None:

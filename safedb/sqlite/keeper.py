@@ -26,6 +26,7 @@ Chore = Callable[[float], bool]  # is told the time, does its work, says whether
 
 QUIET_TICKS = 20
 NAP = 5.0  # seconds
+REMINDER = 60.0  # seconds after which a failure that lasts is told of again
 SECOND_LOOK = 1.0  # seconds
 
 
@@ -56,6 +57,7 @@ class Keeper:
     def __init__(self, name: str, chores: list[Chore], *, tick: float) -> None:
         self._name = name
         self._chores = chores
+        self._said, self._said_at = "", 0.0  # the last failure that was told of
         self._tick = tick
         self._bell = Bell()
         self._end = Bell()
@@ -113,10 +115,17 @@ class Keeper:
         for chore in self._chores:
             try:
                 busy = chore(monotonic()) or busy
-            except Exception:  # noqa: BLE001 - a chore that fails must not take the others with it
+            except Exception as error:  # noqa: BLE001 - a chore that fails must not take the others with it
                 if not self._closed:
-                    logger.exception("%s: a chore failed; it is tried again", self._name)
+                    self._tell_of(error)
         return busy
+
+    def _tell_of(self, error: Exception) -> None:
+        """Tell of a failure; of one that comes again and again, once a minute."""
+        now, said = monotonic(), f"{type(error).__name__}: {error}"
+        if said != self._said or now - self._said_at > REMINDER:
+            self._said, self._said_at = said, now
+            logger.error("%s: a chore failed; it is tried again", self._name, exc_info=error)
 
     def retire(self) -> None:
         """Close when there is nothing to watch any more: at once, or after what is still under way."""

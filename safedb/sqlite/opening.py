@@ -148,6 +148,11 @@ class Registry:
             if entry.handles[kind] == 0:
                 del entry.engines[kind]
                 engine.close(timeout)
+                if engine.left_open and engine.identity:
+                    self.refused[engine.identity] = (
+                        f"{engine.left_open}. Another process has opened it meanwhile, which this one cannot any more: "
+                        "start it anew"
+                    )
 
 
 def _make(path: str | None, settings: Settings, extras: Extras, identity: Identity | None = None) -> SqliteEngine:

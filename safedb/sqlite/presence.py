@@ -1,16 +1,21 @@
 """Whether an open database's files still are those that their names mean (H41).
 
-SQLite goes on writing to a file that was deleted or replaced, and says that all is well. So after each COMMIT, and
-before anybody is told of it, one look is taken: a writer whose call began after the file was taken away gets an error
-and no acknowledgement. The look has to be cheap, so it goes to the folder: nothing in it can be deleted, moved or
-replaced without its time of change moving on. Only when that has moved are the files looked at themselves::
+SQLite goes on writing to a file that was deleted or replaced, and says that all is well. So each turn begins with a
+look, and where others can join it, it ends with one, before anybody is told: a writer whose call began after the file
+was taken away gets an error and no acknowledgement. The look has to be cheap, so it goes to the folder: nothing in it
+can be deleted, moved or replaced without its time of change moving on. Only when that has moved are the files looked
+at::
 
-    COMMIT, folder as it was         acknowledged              one stat
-    COMMIT, folder changed           look at the files:        three
-                 both as they were     acknowledged, and the folder's new time is remembered
-                 one is another, or gone   nothing is acknowledged, read or written any more
+    folder as it was       one stat
+    folder changed         look at the files: four
+        all as they were       go on, and remember the folder's new time
+        one is another, or gone   nothing is acknowledged, read or written any more
 
-A time of change moves in ticks of some milliseconds, so one that is younger than that is not remembered.
+The -shm counts like the others: who opens the database without it makes a new one, and then two processes write to one
+WAL by two indexes. Hence the look at the beginning, with the lock between processes held: before anything is written.
+
+A time of change moves in ticks of some milliseconds, so one that is younger than that is not remembered. A file that
+may not be looked at (a process has given up its rights, say) is taken to be there.
 """
 
 # pathlib costs milliseconds of import, and a commit has no microsecond to give away.
@@ -19,6 +24,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 
 SETTLED = 50_000_000  # nanoseconds: longer than a tick of any clock by which a file system tells the time
 _UNKNOWN = -1
@@ -26,13 +32,13 @@ _UNKNOWN = -1
 FileId = tuple[int, int]  # device and inode
 
 
-class _Wal:
-    """Be the WAL of one connection's life: what a look notes here after its end, nobody asks for."""
+class _Companions:
+    """Be the -wal and -shm of one connection's life: what a look notes here after its end, nobody asks for."""
 
-    __slots__ = ("id",)
+    __slots__ = ("known",)
 
     def __init__(self) -> None:
-        self.id: FileId | None = None
+        self.known: dict[str, FileId] = {}  # by path, once they have been seen
 
 
 class Presence:
@@ -41,27 +47,27 @@ class Presence:
     def __init__(self, path: str, identity: FileId) -> None:
         self._path = path
         self._identity = identity
-        self._wal = path + "-wal"
+        self._companions = (f"{path}-wal", f"{path}-shm")
         self._folder = os.path.dirname(path)
-        self._folder_id = _file_id(self._folder)
-        self._seen = _UNKNOWN  # the folder's time of change (nanoseconds) at which both files were there
-        self._open: _Wal | None = None
+        self._folder_id: FileId | None = None
+        self._seen = _UNKNOWN  # the folder's time of change (nanoseconds) at which all files were there
+        self._open: _Companions | None = None
         self.gone: str | None = None  # what has happened; for good, until all handles are closed
 
     def __repr__(self) -> str:
         return f"<Presence {self._path}{' gone' if self.gone else ''}>"
 
     def opened(self) -> None:
-        """Note that the writer's connection is open: from now on there is a WAL, and it stays the same."""
-        self._open = _Wal()
+        """Note that the writer's connection is open: from now on there are -wal and -shm, and they stay the same."""
+        self._open = _Companions()
         self._seen = _UNKNOWN
 
     def closing(self) -> None:
-        """Note that the writer's connection is about to be closed: with the last one the WAL goes."""
+        """Note that the writer's connection is about to be closed: with the last one they go."""
         self._open = None
 
     def is_lost(self) -> bool:
-        """Tell whether the files are not there any more; to be asked after each COMMIT."""
+        """Tell whether the files are not there any more; cheap enough to be asked in each turn."""
         try:
             folder = os.stat(self._folder)
         except OSError:
@@ -76,18 +82,34 @@ class Presence:
     def look(self) -> bool:
         """Look at the files themselves, and tell whether one of them is another than was opened, or none."""
         if self.gone is None:
-            if _file_id(self._path) != self._identity:
+            if _has_changed(self._path, self._identity):
                 self._lose(self._path)
             elif self._open is not None:
-                self._look_at_wal(self._open)
+                self._look_at_companions(self._open)
         return self.gone is not None
 
-    def _look_at_wal(self, wal: _Wal) -> None:
-        found = _file_id(self._wal)
-        if wal.id is None:
-            wal.id = found
-        elif found != wal.id and self._open is wal:  # else the connection was closed since
-            self._lose(self._wal)
+    def is_taken_over(self) -> bool:
+        """Tell whether somebody has made -wal or -shm anew: to close the old ones would destroy what he commits."""
+        companions = self._open
+        if self.gone is None or companions is None:
+            return False
+        with suppress(OSError):
+            return any(_file_id(path) not in (None, known) for path, known in companions.known.items())
+        return True
+
+    def _look_at_companions(self, companions: _Companions) -> None:
+        for path in self._companions:
+            known = companions.known.get(path)
+            if known is None:
+                self._meet(path, companions)
+            elif _has_changed(path, known) and self._open is companions:  # else the connection was closed since
+                self._lose(path)
+
+    def _meet(self, path: str, companions: _Companions) -> None:
+        with suppress(OSError):
+            found = _file_id(path)
+            if found is not None:
+                companions.known[path] = found
 
     def _lose(self, file: str) -> None:
         self._seen = _UNKNOWN
@@ -97,9 +119,18 @@ class Presence:
         )
 
 
+def _has_changed(path: str, known: FileId) -> bool:
+    """Tell whether a file is another than it was, or none."""
+    try:
+        return _file_id(path) != known
+    except OSError:
+        return False
+
+
 def _file_id(path: str) -> FileId | None:
+    """Give what makes a file the same under any name, or None if it is not there; raise if that may not be known."""
     try:
         found = os.stat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino

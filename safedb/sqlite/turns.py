@@ -243,7 +243,8 @@ class Turns:
     def leave(self, ticket: Ticket) -> None:
         """Give up whatever the ticket still has: the turn, or its place. Idempotent; for ``finally``.
 
-        A ticket that is ABOARD has nothing to give up: it must wait for its verdict.
+        A ticket that is ABOARD has nothing to give up: it must wait for its verdict. A turn that has come with luggage,
+        which nobody has taken yet, is not given up: others have their work in there.
         """
         if (
             self._holder is not ticket
@@ -254,6 +255,8 @@ class Turns:
         with self._mutex:
             # Critical section: from the state follows what is to be done.
             if self._holder is ticket:
+                if ticket.luggage is not None:
+                    return
                 self._holder = None
                 if ticket.state is HOLDING:
                     ticket.state = NEW

@@ -16,6 +16,7 @@ from typing import Any
 from safedb import errors
 from safedb.config import ResolvedRetryPolicy
 from safedb.retry import INTERRUPT, Phase, classify, code_of, is_busy, is_unknown_commit, name_of, run_again
+from safedb.sqlite.connections import CollationFailed
 from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.presence import Presence
 from safedb.sqlite.sidelock import SideLock
@@ -35,9 +36,19 @@ UNSTOPPABLE = "a statement that SQLite cannot interrupt (an SQL function in Pyth
 _WITH = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*WITH\b", re.IGNORECASE | re.DOTALL)
 MOMENT = 0.1  # seconds that closing waits for another process
 NO_ROWS: list[tuple[Any, ...]] = []
-# What running a statement may raise: the driver's errors, Python's for values that it cannot bind, and whatever a
-# collation of the user's raises, which comes through as it is.
-DRIVER_ERRORS = (Exception,)
+# What running a statement may raise: the driver's errors, Python's for values that it cannot bind, and what a collation
+# of the user's raised. Nothing else: an exception that a signal handler throws into the thread (a task queue's time
+# limit, say) is no verdict of the database's, and may come when the statement has been committed.
+DRIVER_ERRORS = (
+    sqlite3.Error,
+    sqlite3.Warning,
+    CollationFailed,
+    ValueError,
+    TypeError,
+    OverflowError,
+    BufferError,
+    MemoryError,
+)
 
 
 class Watch:
@@ -109,6 +120,8 @@ class Writer:
         """Use a connection that is there already."""
         self.connection = connection
         self._cursor = connection.cursor()
+        if self.presence is not None:
+            self.presence.opened()
 
     def disown(self) -> object:
         """Let go of the connection without closing it: it is another process's. Never close what is returned."""
@@ -143,14 +156,18 @@ class Writer:
     # -- the lock between processes ---------------------------------------------------------------------------------
 
     def lock(self, deadline: float) -> None:
-        """Take the side files' lock, or raise `LockTimeout` at the deadline."""
-        if self.presence is not None and self.presence.gone is not None:
-            raise errors.OperationalError(self.presence.gone)
+        """Take the side files' lock, or raise `LockTimeout` at the deadline; refuse to write to a file that is gone."""
         self.check_process()
         self.deadline = deadline
         side = self.side
-        if side is None or side.try_acquire():
-            return
+        if side is not None and not side.try_acquire():
+            self._wait_for(side, deadline)
+        # Here and not before: another process that opens the file, and makes what was taken away anew, has the lock.
+        if self.presence is not None and self.presence.is_lost():
+            self.unlock()
+            raise errors.OperationalError(str(self.presence.gone))
+
+    def _wait_for(self, side: SideLock, deadline: float) -> None:
         started = time.monotonic()
         try:
             acquired = side.acquire(deadline)

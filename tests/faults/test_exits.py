@@ -9,6 +9,7 @@ from pathlib import Path
 
 import interrupting
 import pytest
+from reliability import LONG
 from support import sqlite3, unmeasured
 
 DEADLINE = 90.0  # seconds, after which a program hangs
@@ -59,7 +60,8 @@ def test_the_end_of_the_interpreter_loses_no_acknowledged_write_and_waits_for_no
         assert "atexit-19" in acknowledged
 
 
-@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENDS if LONG else ("at_exit", "executors", "exit_in_a_block", "forgotten", "closed"))
 def test_only_a_forgotten_handle_is_warned_about(tmp_path: Path, name: str) -> None:
     """H28: `python -X dev -W error`, which shows every resource that nobody closed."""
     ended = end(name, tmp_path / "app.db", "-X", "dev", "-W", "error")

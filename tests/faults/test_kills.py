@@ -28,7 +28,7 @@ from support import JOIN
 
 STAFF = 3
 THREADS = 3
-ROUNDS = 20  # on one database: each look at it takes longer than the one before
+ROUNDS = form(10, 20)  # on one database: each look at it takes longer than the one before
 PRAGMAS: list[dict[str, Any]] = [
     {},
     {"checkpoint_pages": 20, "wal_limit": 100_000},  # the WAL is moved, and cut, again and again
@@ -183,7 +183,7 @@ def test_processes_killed_at_random_moments_lose_nothing(
     chance = random.Random(seed)
     pauses: list[float] = []
     backups = 0
-    for era in range(form(8, 160)):
+    for era in range(form(12, 160)):
         with office(tmp_path / f"{era}", nursery, PRAGMAS[era % len(PRAGMAS)], chance.randrange(2**32)) as work:
             for _ in range(ROUNDS):
                 work.fill_up()

@@ -12,7 +12,7 @@ import contextlib
 import copy
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock, get_ident
 from types import SimpleNamespace
 from typing import Any, cast
@@ -145,7 +145,7 @@ class Connection:
 
     def begin(self, sql: str, values: Sequence[str]) -> None:
         assert not self.in_transaction, "a transaction within a transaction"
-        assert self.world.engine.side.taken, "a transaction without the lock between processes"
+        assert self.world.side.taken, "a transaction without the lock between processes"
         self.in_transaction = True
 
     def rollback(self, sql: str, values: Sequence[str]) -> None:
@@ -182,7 +182,7 @@ class Connection:
         if self.in_transaction:
             self.pending += kept
         else:
-            assert self.world.engine.side.taken, "a write without the lock between processes"
+            assert self.world.side.taken, "a write without the lock between processes"
             self.store.committed += kept
 
     def is_taken(self, value: str) -> bool:
@@ -224,7 +224,6 @@ class Side:
             self.world.has_the_turn()
         self.taken = False
 
-
     def close(self) -> None:
         assert not self.taken, "the lock between processes is held while its files are closed"
 
@@ -259,8 +258,10 @@ class Mix:
     company: bool = False
     again: tuple[int, ...] = (1,)  # interrupts of one victim: the second one falls into the clearing up after the first
     gap: tuple[int, ...] = (1,)  # steps between them
+    first: int = 80  # the first one comes within so many steps
     checkpoints: bool = False
     forks: int = 0  # threads that do nothing but fork
+    forks_interrupted: bool = False
 
 
 @dataclass
@@ -377,15 +378,18 @@ class World:
         self.running = 0  # clients that have not ended
         self.hanging = 0  # those of them that are in the user's code for as long as anybody else is at work
         self.troubled = 0
+        self.checkpointed = 0
         self.began = scheduler.now
         self.lost: set[int] = set()  # threads that were killed
+        self.untidy: set[int] = set()  # threads that ended, and that the keeper may still have to clear up after
+        self.forkers: set[int] = set()  # threads whose interrupts nobody is told of
 
     def make_known(self) -> None:
         """Let a fork find this engine, and no other."""
         registry = Registry()
         registry.mutex = cast("Lock", self.scheduler.lock())
         registry.entries[1, 1] = Entry(lock=cast("Lock", self.scheduler.lock()), engines={False: self.engine})
-        fork_module.registry = registry
+        vars(fork_module)["registry"] = registry
         fork_module._one_at_a_time = cast("Lock", self.scheduler.lock())
         fork_module._preparations.clear()
 
@@ -397,6 +401,9 @@ class World:
         self.running = len(threads)
         for victim in self.random.sample(range(count), min(self.mix.interrupts, count)):
             self.strike(victim)
+        if self.mix.forks_interrupted:
+            self.forkers = {count}
+            self.strike(count)
         if self.mix.checkpoints:
             threads.append(self.checkpointer)
         return [*threads, self.keeper], self.invariant, self.at_the_end
@@ -404,7 +411,7 @@ class World:
     def strike(self, victim: int) -> None:
         """Let a thread be interrupted, once, more often, or at every step from there on."""
         times = self.random.choice(self.mix.again)
-        at, gap = self.random.randint(1, 80), 1 if times == DEAD else self.random.choice(self.mix.gap)
+        at, gap = self.random.randint(1, self.mix.first), 1 if times == DEAD else self.random.choice(self.mix.gap)
         self.scheduler.interrupt(victim, Interrupted(), at=at, after=self.random.random() < 0.5, times=times, gap=gap)
         if times > 1:
             self.lost.add(victim)
@@ -421,7 +428,9 @@ class World:
                     if write.kind == "left_block":
                         break
             except Interrupted:
-                if number not in self.lost and write.kind != "exclusive":  # that one leaves once, and the keeper again
+                if number in self.lost or write.kind in ("block", "left_block", "exclusive"):
+                    self.untidy.add(number)  # it leaves once, so the keeper does it again
+                else:
                     self.scheduler.recovered(number)
                 raise
             finally:
@@ -544,7 +553,11 @@ class World:
         self.keeper_ident = get_ident()
         turns = self.engine.turns
         while self.running or turns.holder is not None or turns.waiting:
+            ended = self.untidy - self.lost
             self.engine._watch(self.scheduler.monotonic())
+            for number in ended:
+                self.scheduler.recovered(number)
+            self.untidy -= ended
             if self.random.random() < 0.5:
                 self.scheduler.sleep(0.04)
 
@@ -557,6 +570,7 @@ class World:
                     now + 0.05, POLICY, lambda writer: writer.run("PRAGMA wal_checkpoint(PASSIVE)", ()),
                     doing="a checkpoint", until=now + 60.0,
                 )  # fmt: skip
+                self.checkpointed += 1
             self.scheduler.sleep(0.02)
 
     def forker(self, number: int) -> Callable[[], None]:
@@ -574,12 +588,21 @@ class World:
         return live
 
     def fork(self) -> None:
-        """Do as `os.fork` does, hooks and all; be the child in between, as a copy beside the parent."""
-        fork_module._before()
-        self.scheduler.note("forks")
-        child = self.copied()
-        child.begin(quiet=self.engine.quiet_for(get_ident()))
-        fork_module._after_in_parent()
+        """Do as `os.fork` does, hooks and all; be the child in between, as a copy beside the parent.
+
+        An exception in a hook is told of by Python, and forgotten: the process is forked all the same.
+        """
+        with self.forgotten():
+            fork_module._before()
+        with self.forgotten():
+            self.scheduler.note("forks")
+            child = self.copied()
+            child.begin(quiet=self.engine.quiet_for(get_ident()))
+        with self.forgotten():
+            fork_module._after_in_parent()
+
+    def forgotten(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.suppress(Interrupted) if self.mix.forks_interrupted else contextlib.nullcontext()
 
     # -- the child of a fork ------------------------------------------------------------------------------------------
 
@@ -599,7 +622,7 @@ class World:
         engine, before = self.engine, self.store.committed.copy()
         if quiet:
             assert engine.writer.connection is None, "a connection was open while the process was copied"
-            assert not cast("Side", engine.side).taken, "a lock between processes was held while it was copied"
+            assert not self.side.taken, "a lock between processes was held while it was copied"
             assert engine.groups._open is None, "a group was open while the process was copied"
             engine.begin_anew()
         else:
@@ -624,6 +647,11 @@ class World:
         assert self.store.committed == [*before, *([name] if name else [])], "a write of the parent's ran in the child"
         engine.turns.check()
         assert engine.turns.holder is None
+
+    @property
+    def side(self) -> Side:
+        """Give the engine's stand-in for the lock between processes."""
+        return cast("Side", self.engine.side)
 
     def step(self) -> None:
         self.scheduler.monotonic()
@@ -650,11 +678,11 @@ class World:
     def at_the_end(self) -> None:
         engine = self.engine
         engine.turns.check()
-        assert engine.turns.holder is None
-        assert engine.turns.waiting == 0
-        assert engine.groups._open is None
+        assert engine.turns.holder is None, "the turn is still held"
+        assert engine.turns.waiting == 0, "somebody still waits"
+        assert engine.groups._open is None, "a group is still open"
         assert not engine.writer.in_transaction, "a transaction was left open"
-        assert not cast("Side", engine.side).taken, "the lock between processes was left taken"
+        assert not self.side.taken, "the lock between processes was left taken"
         assert len(set(self.store.committed)) == len(self.store.committed), f"twice: {self.store.committed}"
         full = [write for write in self.writes if isinstance(write.error, errors.DatabaseFull)]
         interrupted = [write for write in self.writes if isinstance(write.error, Interrupted)]
@@ -662,7 +690,7 @@ class World:
         told = [write for write in self.writes if write.ended]
         assert interrupted or engine.counters.writes <= len(told), "a write was counted twice"
         assert len(full) <= self.troubled, "who was not alone was told of a COMMIT that failed"
-        assert len(interrupted) == len(self.scheduler.struck), "an interrupt was swallowed"
+        assert len(interrupted) == len(self.scheduler.struck - self.forkers), "an interrupt was swallowed"
         for write in self.writes:
             self.judge(write)
 
@@ -713,12 +741,12 @@ def scenario(
 
 def with_groups(groups: type[Groups]) -> type[SteppedEngine]:
     """Make an engine whose groups have a planted bug."""
-    return type("Planted", (SteppedEngine,), {"groups_class": groups})
+    return type(groups.__name__, (SteppedEngine,), {"groups_class": groups})
 
 
 def with_turns(turns: type[Turns]) -> type[SteppedEngine]:
     """Make an engine whose queue has a planted bug."""
-    return type("Planted", (SteppedEngine,), {"turns_class": turns})
+    return type(turns.__name__, (SteppedEngine,), {"turns_class": turns})
 
 
 SHORT = (0.01, 0.1, 0.3, FAR)

@@ -51,13 +51,13 @@ INTERRUPTED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*MIXES, "all at once"])
 def test_every_verdict_is_true_and_none_comes_before_its_commit(name: str, record: Record, seed: int) -> None:
-    play(scenario(MIXES.get(name, ALL)), record, seed, short=40, long=1400)
+    play(scenario(MIXES.get(name, ALL)), record, seed, short=40, long=1000)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_an_interrupt_at_any_point_leaves_nobody_behind(name: str, record: Record, seed: int) -> None:
-    play(scenario(INTERRUPTED[name]), record, seed, short=40, long=1400)
+    play(scenario(INTERRUPTED[name]), record, seed, short=40, long=1000)
 
 
 # -- the tests find what they are for ---------------------------------------------------------------------------------

@@ -360,13 +360,13 @@ def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", MIXES)
 @pytest.mark.usefixtures("no_second_look")
 def test_nobody_is_forgotten_and_nobody_let_in_twice(name: str, record: Record, seed: int) -> None:
-    play(scenario(MIXES[name]), record, seed, short=60, long=2000)
+    play(scenario(MIXES[name]), record, seed, short=60, long=2500)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_an_interrupt_at_any_point_leaves_nobody_behind(name: str, record: Record, seed: int) -> None:
-    play(scenario(INTERRUPTED[name]), record, seed, short=60, long=2000)
+    play(scenario(INTERRUPTED[name]), record, seed, short=60, long=2500)
 
 
 def test_a_ticket_that_was_put_back_has_its_deadline_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import shutil
+import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,11 @@ def replace_wal(path: Path) -> None:
     path.with_name(path.name + "-wal").touch()
 
 
-TAKEN_AWAY = [delete, move, replace, delete_folder, delete_wal, replace_wal]
+def delete_shm(path: Path) -> None:
+    path.with_name(path.name + "-shm").unlink()
+
+
+TAKEN_AWAY = [delete, move, replace, delete_folder, delete_wal, replace_wal, delete_shm]
 
 
 def insert(db: safedb.Database) -> Any:
@@ -109,7 +115,7 @@ def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_very_next_write_is_not_acknowledged(
     path: Path, take_away: Callable[[Path], None], write: Callable[[safedb.Database], Any]
 ) -> None:
-    """H41. What has been committed by then nobody can know: it went into a file that has another name, or none."""
+    """H41: it would go into a file that has another name, or none."""
     with safedb.connect(path, schema=SCHEMA) as db:
         db.execute("INSERT INTO t VALUES (0)")
         take_away(path)
@@ -210,6 +216,22 @@ class TestPresence:
         assert not watched.is_lost()
         assert looks == [str(path)]
 
+    def test_a_file_that_may_not_be_looked_at_is_taken_to_be_there(
+        self, path: Path, watched: Presence, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A daemon that gives up its rights after opening; no test that runs as root can take rights from itself."""
+        path.with_name("app.db-wal").touch()
+        watched.opened()
+
+        def forbidden(name: str) -> os.stat_result:
+            raise PermissionError(errno.EACCES, "Permission denied", name)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(presence.os, "stat", forbidden)
+            assert not watched.look()
+            assert not watched.is_lost()
+        assert not watched.look()
+
     def test_a_wal_is_looked_at_only_while_the_connection_is_open(self, path: Path, watched: Presence) -> None:
         wal = path.with_name("app.db-wal")
         wal.touch()
@@ -269,3 +291,66 @@ def test_a_transaction_leaves_nothing_behind_on_the_connection_that_all_writers_
             db.run_transaction(lambda tx: tx.execute(sql))
         db.execute("INSERT INTO t VALUES (1)")
         assert db.execute("SELECT x FROM t").fetchall() == [(1,)]
+
+
+def test_whoever_comes_when_the_last_handle_is_closed_is_told_that_and_opens_nothing(path: Path) -> None:
+    """Written down: a call has found the engine and reads its rows; the last handle is closed; the call goes on."""
+    db = safedb.connect(path, schema=SCHEMA)
+    db.execute("INSERT INTO t VALUES (1)")
+
+    def rows() -> Iterator[tuple[int]]:
+        yield (2,)
+        db.close()
+        yield (3,)
+
+    with pytest.raises(safedb.DatabaseClosed):
+        db.executemany("INSERT INTO t VALUES (?)", rows())
+    assert [entry.name for entry in path.parent.iterdir() if entry.name.endswith(("-wal", "-shm"))] == []
+    with safedb.connect(path) as again:
+        assert again.execute("SELECT x FROM t").fetchall() == [(1,)]
+
+
+SHARE = """
+import sys, safedb
+db = safedb.connect("sqlite:///" + sys.argv[1])
+for line in sys.stdin:
+    try:
+        db.execute("INSERT INTO t VALUES (?)", (int(line),))
+        print("acknowledged", flush=True)
+    except safedb.OperationalError as error:
+        print("refused" if "deleted, moved or replaced" in str(error) else repr(error), flush=True)
+db.close()
+"""
+
+
+LOOK = """
+import sys, safedb
+with safedb.connect("sqlite:///" + sys.argv[1]) as db:
+    print([x for (x,) in db.execute("SELECT x FROM t ORDER BY x")], db.check())
+"""
+
+
+def test_without_its_shm_two_processes_do_not_write_over_each_others_commits(path: Path) -> None:
+    """Written down: somebody deletes our -shm; another process opens the file, makes a new one and writes; so do we.
+
+    By the old one we would write to where the other has just written; and closing would cut off the other's WAL.
+    """
+    with safedb.connect(path, schema=SCHEMA) as db:
+        db.execute("INSERT INTO t VALUES (0)")
+        delete_shm(path)
+        order = [sys.executable, "-W", "ignore", "-c", SHARE, str(path)]
+        with process_group(order, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdin is not None
+            assert other.stdout is not None
+            for number in range(1, 6):
+                other.stdin.write(f"{number}\n")
+                other.stdin.flush()
+                assert other.stdout.readline() == "acknowledged\n"
+                with pytest.raises(safedb.OperationalError, match="-shm was deleted"):
+                    db.execute("INSERT INTO t VALUES (-1)")
+            other.stdin.close()
+            assert other.wait(60) == 0
+    with pytest.raises(safedb.InterfaceError, match="start it anew"):
+        safedb.connect(path)
+    with process_group([sys.executable, "-W", "ignore", "-c", LOOK, str(path)], stdout=subprocess.PIPE) as fresh:
+        assert fresh.communicate(timeout=60)[0] == "[0, 1, 2, 3, 4, 5] []\n"

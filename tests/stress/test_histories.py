@@ -44,7 +44,7 @@ def test_what_was_seen_is_strictly_serialisable(
     the file), and another is started. What it was at may have happened or not. At the end, with everybody gone, the
     standard library's own module reads all there is.
     """
-    share = form(1_000_000, 10_000_000) // (processes * (kills + 1))  # bytes recorded, some 250 for each transaction
+    share = form(500_000, 10_000_000) // (processes * (kills + 1))  # bytes recorded, some 250 for each transaction
     transactions = 0
     for number in range(form(1, 4)):
         chance = random.Random(f"{seed}/{processes}/{number}")

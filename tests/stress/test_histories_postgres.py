@@ -75,9 +75,9 @@ def test_what_was_seen_is_serialisable(tmp_path: Path, seed: int, record: Record
     server recovers from a crash, or a worker. What they were at may have happened or not (`CommitUnknownError`).
     Whether the order agrees with real time too, which is not promised, is noted.
     """
-    faults = ["terminate"] * form(6, 40) + ["crash"] * form(1, 6) + ["kill"] * form(1, 6)
+    faults = ["terminate"] * form(3, 40) + ["crash"] * form(1, 6) + ["kill"] * form(1, 6)
     processes, strict = 2, True
-    share = form(400_000, 5_000_000) // (processes * (len(faults) + 1))
+    share = form(200_000, 5_000_000) // (processes * (len(faults) + 1))
     transactions = 0
     for number in range(form(1, 4)):
         chance = random.Random(f"{seed}/{number}")
