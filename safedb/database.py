@@ -183,7 +183,10 @@ class Database:
 
     def executescript(self, sql: str, *, timeout: float | None = None) -> None:
         """Run several statements without parameters in one transaction, all or nothing."""
-        self._engine.execute_script(split(sql, self.dialect), self._limit(timeout), self._retry)
+        limit = self._limit(timeout)
+        deadline = monotonic() + limit
+        statements = split(sql, self.dialect, deadline)
+        self._engine.execute_script(statements, deadline - monotonic(), self._retry)
 
     # -- transactions -------------------------------------------------------------------------------------------------
 

@@ -8,14 +8,17 @@ Everything here is safe from any thread: statements are frozen, and the cache is
 
 from __future__ import annotations
 
+import math
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import islice
+from time import monotonic
 from typing import Any
 
 from safedb import typed, types
-from safedb.errors import DatabaseError, ProgrammingError
+from safedb.errors import DatabaseError, ProgrammingError, QueryCanceled
 from safedb.lexer import DIALECTS, Dialect, Token, place, tokenize
 from safedb.routing import Route, examine, outside_parentheses
 from safedb.types import Adapter
@@ -25,6 +28,7 @@ __all__ = ["Params", "Route", "Statement", "check_many", "check_stale", "parse",
 Params = Sequence[Any] | Mapping[str, Any] | None
 
 CACHED_STATEMENTS = 1024
+MANY = 1000  # rows whose parameters are read between two looks at the clock
 CACHED_LENGTH = 100_000  # characters; a longer text is read every time, so that the cache has a bound in bytes too
 
 
@@ -161,8 +165,22 @@ def parse(sql: str, dialect: str = "sqlite") -> Statement:
     return _CACHED[dialect](sql)
 
 
-def split(script: str, dialect: str = "sqlite") -> list[Statement]:
-    """Read a script: statements with semicolons between them, and no parameters.
+def bind_many(statement: Statement, rows: Iterable[Any], deadline: float) -> list[Any]:
+    """Read the parameters of many rows; raise `QueryCanceled` where that is not done by ``deadline``."""
+    bind, source, values = statement.bind, iter(rows), list[Any]()
+    while some := [bind(row) for row in islice(source, MANY)]:
+        values += some
+        _check_time(deadline, f"{shorten(statement.source)}: its rows of parameters")
+    return values
+
+
+def _check_time(deadline: float, what: str) -> None:
+    if monotonic() > deadline:
+        raise QueryCanceled(f"{what} could not be read by the deadline; nothing has an effect. Raise the timeout")
+
+
+def split(script: str, dialect: str = "sqlite", deadline: float = math.inf) -> list[Statement]:
+    """Read a script by ``deadline``: statements with semicolons between them, and no parameters.
 
     Knows the bodies of triggers. Refuses, statement by statement, what :func:`parse` refuses, and names the line.
     """
@@ -173,6 +191,7 @@ def split(script: str, dialect: str = "sqlite") -> list[Statement]:
     for tokens in _statements(tokenize(script, chosen), chosen):
         if not tokens:
             continue
+        _check_time(deadline, "the script")
         try:
             statements.append(_read_scripted(script, tokens, chosen))
         except ProgrammingError as error:

@@ -25,7 +25,7 @@ from safedb.postgres.session import Session, notifies
 from safedb.postgres.snapshots import SnapshotSession
 from safedb.postgres.writes import NOT_IN_A_TRANSACTION, Writes
 from safedb.reentry import Inside
-from safedb.sql import Route, Statement, check_many, check_stale, parse, shorten
+from safedb.sql import Route, Statement, bind_many, check_many, check_stale, parse, shorten
 from safedb.stats import Counters, Hooks, Stats
 from safedb.targets import Dsn
 
@@ -225,8 +225,7 @@ class PostgresEngine:
             raise errors.ProgrammingError(f"{shorten(sql)}: {statement.connection_bound}")
         self.inside.refuse(self.name, reading=False)
         deadline = monotonic() + timeout
-        bind = statement.bind
-        values = [bind(row) for row in rows]
+        values = bind_many(statement, rows, deadline)
         if not values:
             return 0
         return self._writes.statement(statement, values, deadline, policy, many=True)[2]

@@ -31,6 +31,14 @@ WORDS = {
 """What codes the words stand for: the backup() of pysqlite3 tells no code, but only SQLite's words (sqlite3_errstr)."""
 
 
+OTHERS = {
+    "-wal": "in use (it has a WAL)",
+    "-journal": "in use (it has a journal)",
+    "-safedb": "of its own, not a backup (it has side files)",
+}
+"""What lies beside a database that must not be replaced, and what it tells."""
+
+
 def copy(
     session: SnapshotSession,
     dest: str,
@@ -74,15 +82,28 @@ def _target(dest: str, source: str | None) -> str:
     found = location.identity(target)
     if found is not None and not stat.S_ISREG(Path(target).stat().st_mode):
         raise errors.ConfigError(f"{target!r} is no file; give the backup the name of a new file")
-    if location.identity(f"{target}-wal") is not None:
-        raise errors.ConfigError(f"{target!r} is a database in use (it has a WAL); give the backup another name")
+    for suffix, tells in OTHERS.items():
+        if location.identity(f"{target}{suffix}") is not None:
+            raise errors.ConfigError(f"{target!r} is a database {tells}; give the backup another name")
+    if found is not None and _is_open_here(found):
+        raise errors.ConfigError(f"{target!r} is open in this process; close it, or give the backup another name")
     if found is not None and not _may_be_replaced(Path(target)):
         raise errors.ConfigError(f"{target!r} is there already, and is no earlier backup; give the backup another name")
     return target
 
 
+def _is_open_here(identity: tuple[int, int]) -> bool:
+    """Tell whether this process has a file open: to look into it would drop the locks that it holds on it (H32)."""
+    for number in os.listdir("/dev/fd"):  # noqa: PTH208
+        with contextlib.suppress(OSError):
+            found = os.fstat(int(number))
+            if (found.st_dev, found.st_ino) == identity:
+                return True
+    return False
+
+
 def _may_be_replaced(path: Path) -> bool:
-    """Tell whether a file without a WAL (so nobody here has it open: H32) is empty, or a database like a backup."""
+    """Tell whether a file is empty, or a database like a backup: a copy cannot be told from any other."""
     with path.open("rb") as file:
         return file.read(len(HEADER)) in (b"", HEADER)
 

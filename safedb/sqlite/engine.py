@@ -22,8 +22,8 @@ from safedb.engine import Fetched
 from safedb.reentry import refuse
 from safedb.retry import classify
 from safedb.routing import Route
-from safedb.sql import Statement, check_many, check_stale, parse, shorten
-from safedb.sqlite import backups
+from safedb.sql import Statement, bind_many, check_many, check_stale, parse, shorten
+from safedb.sqlite import backups, location
 from safedb.sqlite import pragmas as pragma_rules
 from safedb.sqlite.blocks import Block, Blocks, Exclusive, Lease
 from safedb.sqlite.checkpoints import Checkpoints
@@ -203,7 +203,7 @@ class SqliteEngine:
         deadline = monotonic() + timeout
         if self.checkpointer.asleep or self.watcher.asleep:
             self._wake()
-        self._refuse_own_turn()
+        self.refuse_own_turn()
         if statement.route is Route.EXCLUSIVE:
             return self.decoded(statement, self._exclusive(statement, values, deadline, policy))
         if statement.returning:
@@ -252,11 +252,11 @@ class SqliteEngine:
         if self.inside or self.snapping:
             self.refuse_reentry(reading=False)
         deadline = monotonic() + timeout
-        values = [statement.bind(row) for row in rows]
+        values = bind_many(statement, rows, deadline)
         if not values:
             return 0
         self._wake()
-        self._refuse_own_turn()
+        self.refuse_own_turn()
         if len(values) * max(statement.parameters, 1) > MANY_VALUES:
             return self._in_block(deadline, policy, lambda session: session.run(statement, values, many=True)[2])
         outcome: Outcome = self.groups.submit(StatementJob(statement.sql, values, deadline, policy, many=True))
@@ -282,7 +282,7 @@ class SqliteEngine:
             if statement.connection_bound:
                 raise errors.ProgrammingError(f"{shorten(statement.source)}: {statement.connection_bound}")
         self._wake()
-        self._refuse_own_turn()
+        self.refuse_own_turn()
         deadline = monotonic() + timeout
 
         def work(session: Session) -> None:
@@ -402,19 +402,19 @@ class SqliteEngine:
             self._settle_schema()
         return result
 
-    def _refuse_own_turn(self) -> None:
+    def refuse_own_turn(self) -> None:
         """Raise where this thread has the turn already: an SQL function or a hook calls from inside it."""
         holder = self.turns.holder
         if isinstance(holder, Job) and holder.thread == threading.get_ident() and holder.at_work:
             raise errors.ReentrancyError(
-                f"this thread is running a statement on {self.name}: a write from an SQL function, a collation or an "
-                "on_event hook would wait for itself. Let it only compute"
+                f"this thread is running a statement on {self.name}: to write to it, or to close it, from an SQL "
+                "function, a collation, an on_event hook or a signal handler would wait for itself"
             )
 
     def _enter_check(self) -> None:
         if self.inside:
             self.refuse_reentry(reading=False)
-        self._refuse_own_turn()
+        self.refuse_own_turn()
         if self.read_only:
             raise errors.ProgrammingError(f"{self.name} was opened read-only: read in db.snapshot()", sqlstate="25006")
         if self.path is None and self.snapping:
@@ -491,9 +491,8 @@ class SqliteEngine:
         deadline = monotonic() + limit
         session = self.open_snapshot(min(limit, self.policy.timeout), None)
         try:
-            backups.copy(
-                session, dest, source=self.path, mode=self.pragmas.file_mode, progress=progress, deadline=deadline
-            )
+            mode = location.mode(self.path) if self.path else self.pragmas.file_mode
+            backups.copy(session, dest, source=self.path, mode=mode, progress=progress, deadline=deadline)
         finally:
             if monotonic() - deadline > STUBBORN:
                 self.hooks.emit(Overrun(self.name, "a backup's progress=, or its flush", monotonic() - deadline))

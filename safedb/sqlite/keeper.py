@@ -115,12 +115,12 @@ class Keeper:
         for chore in self._chores:
             try:
                 busy = chore(monotonic()) or busy
-            except Exception as error:  # noqa: BLE001 - a chore that fails must not take the others with it
-                if not self._closed:
+            except BaseException as error:  # noqa: BLE001 - a chore that fails (a user's hook that calls sys.exit, say)
+                if not self._closed:  # must not take the others with it, nor the thread by which deadlines are kept
                     self._tell_of(error)
         return busy
 
-    def _tell_of(self, error: Exception) -> None:
+    def _tell_of(self, error: BaseException) -> None:
         """Tell of a failure; of one that comes again and again, once a minute."""
         now, said = monotonic(), f"{type(error).__name__}: {error}"
         if said != self._said or now - self._said_at > REMINDER:

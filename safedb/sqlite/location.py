@@ -106,6 +106,11 @@ def identity(path: str) -> tuple[int, int] | None:
     return None if found is None else (found.st_dev, found.st_ino)
 
 
+def mode(path: str) -> int:
+    """Return the permission bits of a file that is there."""
+    return stat.S_IMODE(os.stat(path).st_mode) & 0o777
+
+
 def uri(path: str, *, mode: str = "rw") -> str:
     """Return the URI by which SQLite opens exactly this absolute path, whatever characters it holds.
 

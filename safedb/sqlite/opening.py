@@ -135,6 +135,7 @@ class Registry:
         entry = self.entries.get(engine.identity) if engine.identity else None
         if entry is None:
             engine.refuse_reentry(reading=False)
+            engine.refuse_own_turn()
             self.memory.discard(engine)
             engine.close(timeout)
             return
@@ -144,6 +145,7 @@ class Registry:
                 return
             if entry.handles[kind] == 1 and not kind:
                 engine.refuse_reentry(reading=False)
+                engine.refuse_own_turn()
             entry.handles[kind] -= 1
             if entry.handles[kind] == 0:
                 del entry.engines[kind]

@@ -72,11 +72,11 @@ class Presence:
             folder = os.stat(self._folder)
         except OSError:
             return self.look()
-        if folder.st_mtime_ns == self._seen and (folder.st_dev, folder.st_ino) == self._folder_id:
+        if folder.st_ctime_ns == self._seen and (folder.st_dev, folder.st_ino) == self._folder_id:
             return self.gone is not None
         lost = self.look()
-        settled = time.time_ns() - folder.st_mtime_ns > SETTLED
-        self._folder_id, self._seen = (folder.st_dev, folder.st_ino), folder.st_mtime_ns if settled else _UNKNOWN
+        settled = time.time_ns() - folder.st_ctime_ns > SETTLED
+        self._folder_id, self._seen = (folder.st_dev, folder.st_ino), folder.st_ctime_ns if settled else _UNKNOWN
         return lost
 
     def look(self) -> bool:

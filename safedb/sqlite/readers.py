@@ -63,7 +63,8 @@ class Reader:
         self.connection.close()
 
     def __del__(self) -> None:
-        self.connection.close()
+        with contextlib.suppress(sqlite3.Error):  # a statement is being interrupted on it: it is closed with that
+            self.connection.close()
 
 
 class _Waiter:

@@ -501,6 +501,8 @@ def _broken(path: str, error: OSError) -> Error:
     text = f"cannot lock {error.filename or path!r}: {error.strerror}. "
     if error.errno in _FULL:
         return DatabaseFull(text + "Make room.")
+    if error.errno == errno.ENAMETOOLONG:
+        return ConfigError(text + "The names of its side files are longer than its own: give it a shorter one.")
     if error.errno in _REFUSED:
         return ConfigError(text + "Whoever writes to the database must be able to read and write its side files.")
     return OperationalError(text + "The file system must support flock.")

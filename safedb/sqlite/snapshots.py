@@ -33,6 +33,8 @@ Row = tuple[Any, ...]
 
 _DEFAULT = ResolvedRetryPolicy()
 
+AGED = "it was older than its max_age, and was ended so that the WAL can shrink; begin another"
+
 
 class SnapshotSession:
     """Read one committed state on one connection; for the thread that opened it."""
@@ -125,7 +127,7 @@ class SnapshotSession:
         reader = self._reader
         if self._guard.acquire(blocking=False):
             try:
-                self._end("it was older than its max_age, and was ended so that the WAL can shrink; begin another")
+                self._end(AGED)
             finally:
                 self._guard.release()
         elif reader is not None:
@@ -159,6 +161,8 @@ class SnapshotSession:
                 "a snapshot is read-only: write through db.execute, or read and write in db.transaction()",
                 sqlstate="25006",
             )
+        if self.expires is not None and code_of(error) == INTERRUPT and monotonic() >= self.expires:
+            return errors.OperationalError(f"this snapshot of {self._name} cannot be used: {AGED}")
         self._failed = True
         return ours
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -285,3 +285,21 @@ def test_a_statement_under_way_when_the_snapshot_gets_too_old_is_interrupted(db:
 def test_a_check_has_a_deadline_where_it_is_given_one(db: safedb.Database) -> None:
     db.execute("INSERT INTO t (v) VALUES ('x')")
     assert db.check(timeout=30.0) == []
+
+
+def test_rows_of_parameters_are_read_within_the_deadline_too(db: safedb.Database) -> None:
+    """Written down: a generator gives rows for ever; nobody would ever send any of them."""
+
+    def rows() -> Iterator[tuple[str]]:
+        while True:
+            yield ("x",)
+
+    with pytest.raises(safedb.QueryCanceled, match="rows of parameters could not be read by the deadline"):
+        db.executemany("INSERT INTO t (v) VALUES (?)", rows(), timeout=0.1)
+    assert db.execute("SELECT count(*) FROM t").scalar() == 0
+
+
+def test_a_script_is_read_within_the_deadline_too(db: safedb.Database) -> None:
+    with pytest.raises(safedb.QueryCanceled, match="script could not be read by the deadline"):
+        db.executescript("INSERT INTO t (v) VALUES ('x');" * 50_000, timeout=0.05)
+    assert db.execute("SELECT count(*) FROM t").scalar() == 0

@@ -524,7 +524,7 @@ def test_a_first_opening_on_a_failing_disk_can_be_repeated(
 # -- slow flushes -----------------------------------------------------------------------------------------------------
 
 
-SOON = 2.0
+SOON = 3.0
 """Seconds in which a write surely has its turn, and comes to its COMMIT."""
 
 

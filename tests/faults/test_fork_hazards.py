@@ -62,7 +62,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def db(path: Path, gate: Gate) -> Iterator[safedb.Database]:
-    pool = safedb.PoolConfig(fork_wait=0.3)
+    pool = safedb.PoolConfig(fork_wait=0.5)
     with safedb.connect(path, schema=SCHEMA, retry=GENEROUS, functions={"gate": gate}, pool=pool) as db:
         db.execute("INSERT INTO t VALUES (1)")
         yield db

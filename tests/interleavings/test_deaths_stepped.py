@@ -96,14 +96,14 @@ DEATHS = {
 @pytest.mark.parametrize("name", MIXES)
 def test_every_kind_of_turn_is_true_beside_the_others(name: str, record: Record, seed: int) -> None:
     """Written down: blocks, exclusive work, checkpoints, threads that hang in the user's code or end in a block."""
-    play(scenario(MIXES[name]), record, seed, short=40, long=800)
+    play(scenario(MIXES[name]), record, seed, short=30, long=800)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DEATHS)
 def test_a_thread_that_dies_at_any_step_leaves_nobody_behind(name: str, record: Record, seed: int) -> None:
     """Written down: one more interrupt in the clearing up after the first, or one at every step from a point on."""
-    play(scenario(DEATHS[name]), record, seed, short=40, long=1200)
+    play(scenario(DEATHS[name]), record, seed, short=30, long=1200)
 
 
 class Seeing(Groups):

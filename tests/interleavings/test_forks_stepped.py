@@ -53,7 +53,7 @@ IN_TRUTH = ("statements", "functions", "blocks", "two at once", "inside a transa
 @pytest.mark.parametrize("name", MIXES)
 def test_a_fork_at_any_step_disturbs_nobody(name: str, record: Record, seed: int) -> None:
     """H34: no connection is open while the process is copied; nobody's write fails for it, or runs in the child."""
-    play(scenario(MIXES[name]), record, seed, short=40, long=750)
+    play(scenario(MIXES[name]), record, seed, short=30, long=750)
 
 
 # -- in truth ---------------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def hooks(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.mark.parametrize("name", IN_TRUTH)
 def test_a_child_begins_with_an_empty_queue_or_refuses_the_file(name: str, record: Record, seed: int) -> None:
     """H34: the process is forked at a step; its child finds no turn, waiter or group, and only its own write runs."""
-    play(scenario(MIXES[name], world=Forking), record, seed, short=10, long=50)
+    play(scenario(MIXES[name], world=Forking), record, seed, short=6, long=50)
 
 
 # -- the tests find what they are for ---------------------------------------------------------------------------------

@@ -51,13 +51,13 @@ INTERRUPTED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*MIXES, "all at once"])
 def test_every_verdict_is_true_and_none_comes_before_its_commit(name: str, record: Record, seed: int) -> None:
-    play(scenario(MIXES.get(name, ALL)), record, seed, short=40, long=1000)
+    play(scenario(MIXES.get(name, ALL)), record, seed, short=30, long=1000)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_an_interrupt_at_any_point_leaves_nobody_behind(name: str, record: Record, seed: int) -> None:
-    play(scenario(INTERRUPTED[name]), record, seed, short=40, long=1000)
+    play(scenario(INTERRUPTED[name]), record, seed, short=30, long=1000)
 
 
 # -- the tests find what they are for ---------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ PLANTED = [
 @pytest.mark.parametrize(("groups", "mix", "what"), PLANTED)
 def test_a_planted_bug_is_found(groups: type[Groups], mix: Mix, what: str) -> None:
     with pytest.raises(Failure, match=what):
-        explore(scenario(mix, with_groups(groups)), range(1000))
+        explore(scenario(mix, with_groups(groups)), range(1000), max_steps=6000)
 
 
 def test_a_planted_blind_retry_of_a_commit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import pytest
 import scheduler as module
+from reliability import Record
 from scheduler import Failure, Plan, Scheduler, VirtualLock, explore, run
+from steps import play
 
 
 class Interrupted(BaseException):
@@ -190,6 +192,37 @@ class TestTruth:
         with pytest.raises(Failure) as second:
             run(double_grant, seed)
         assert str(first.value) == str(second.value)
+
+    def test_a_failure_says_by_which_command_it_is_run_again(
+        self, monkeypatch: pytest.MonkeyPatch, record: Record, seed: int
+    ) -> None:
+        with pytest.raises(Failure) as first:
+            play(double_grant, record, seed, short=100, long=100)
+        (note,) = first.value.__notes__
+        variable, _, value = note.split()[3].partition("=")
+        assert "test_scheduler.py::TestTruth::test_a_failure_says_by_which" in note
+        monkeypatch.setenv(variable, value)
+        with pytest.raises(Failure) as second:
+            play(double_grant, record, seed, short=100, long=100)
+        assert second.value.seed == first.value.seed
+        assert str(first.value) == str(second.value)
+
+    @pytest.mark.parametrize("times", [2, 3])
+    def test_a_second_interrupt_falls_into_the_clearing_up_after_the_first(self, times: int) -> None:
+        def scenario(scheduler: Scheduler) -> Plan:
+            caught: list[int] = []
+
+            def victim() -> None:
+                for _ in range(10):
+                    try:
+                        scheduler.monotonic()
+                    except Interrupted:
+                        caught.append(len(caught))
+
+            scheduler.interrupt(0, Interrupted(), at=2, times=times, gap=3)
+            return [victim], None, lambda: len(caught) == times
+
+        explore(scenario, range(10))
 
     def test_only_one_thread_is_inside_a_step(self) -> None:
         def scenario(scheduler: Scheduler) -> Plan:

@@ -360,13 +360,13 @@ def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", MIXES)
 @pytest.mark.usefixtures("no_second_look")
 def test_nobody_is_forgotten_and_nobody_let_in_twice(name: str, record: Record, seed: int) -> None:
-    play(scenario(MIXES[name]), record, seed, short=60, long=2500)
+    play(scenario(MIXES[name]), record, seed, short=50, long=2500)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_an_interrupt_at_any_point_leaves_nobody_behind(name: str, record: Record, seed: int) -> None:
-    play(scenario(INTERRUPTED[name]), record, seed, short=60, long=2500)
+    play(scenario(INTERRUPTED[name]), record, seed, short=50, long=2500)
 
 
 def test_a_ticket_that_was_put_back_has_its_deadline_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,7 +487,7 @@ PLANTED = [
 @pytest.mark.parametrize(("turns", "mix", "what"), PLANTED)
 def test_a_planted_bug_is_found(turns: type[Turns], mix: Mix, what: str) -> None:
     with pytest.raises(Failure, match=what):
-        explore(scenario(mix, turns), range(1000))
+        explore(scenario(mix, turns), range(1000), max_steps=6000)
 
 
 @pytest.mark.usefixtures("no_second_look")

@@ -259,3 +259,36 @@ def test_a_read_only_handle_can_be_backed_up(db: safedb.Database, tmp_path: Path
     with safedb.connect(tmp_path / "app.db", read_only=True) as reader:
         reader.backup(tmp_path / "copy.db")
     assert content(tmp_path / "copy.db") == (ROWS, 0, ROWS - 1)
+
+
+@pytest.mark.parametrize("beside", ["-safedb", "-journal", "-wal"])
+def test_another_database_is_not_taken_for_an_earlier_backup(tmp_path: Path, beside: str) -> None:
+    """A copy cannot be told from any other database, but by what lies beside one that is used."""
+    other = tmp_path / "other.db"
+    with safedb.connect(other, schema="CREATE TABLE dear (v TEXT)"):
+        pass
+    for entry in tmp_path.glob("other.db-*"):
+        entry.unlink()
+    other.with_name(f"other.db{beside}").touch()
+    content = other.read_bytes()
+    with safedb.connect(tmp_path / "app.db") as db, pytest.raises(safedb.ConfigError, match="give the backup another"):
+        db.backup(other)
+    assert other.read_bytes() == content
+
+
+def test_a_database_that_this_process_has_open_by_other_means_is_not_looked_into(tmp_path: Path) -> None:
+    """H32: to close what was opened to look would drop the locks of whoever has it open."""
+    other = sqlite3.connect(tmp_path / "other.db", isolation_level=None)
+    other.execute("CREATE TABLE dear (v TEXT)")
+    with safedb.connect(tmp_path / "app.db") as db, pytest.raises(safedb.ConfigError, match="open in this process"):
+        db.backup(tmp_path / "other.db")
+    other.close()
+
+
+def test_a_copy_is_no_more_open_to_others_than_its_database(tmp_path: Path) -> None:
+    """H50: the mode asked for is that of new databases, and this one keeps its own."""
+    path = tmp_path / "app.db"
+    path.touch(mode=0o600)
+    with safedb.connect(path, schema="CREATE TABLE t (v)", pragmas=safedb.Pragmas(file_mode=0o666)) as db:
+        db.backup(tmp_path / "copy.db")
+    assert stat.S_IMODE((tmp_path / "copy.db").stat().st_mode) == 0o600

@@ -6,10 +6,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from support import wait_until
 
+import safedb
 from safedb.sqlite.keeper import QUIET_TICKS, Keeper
 
 TICK = 0.001
@@ -232,3 +234,24 @@ def test_where_no_thread_can_be_started_callers_go_on_without(make: Make, monkey
     chore.work.set()
     keeper.wake()
     assert chore.done.wait(30)
+
+
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, ValueError])
+def test_a_hook_that_raises_whatever_it_may_ends_no_watch(
+    tmp_path: Path, raised: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bounded. Written down: an event comes on the watcher's thread, its hook says sys.exit(); deadlines still hold."""
+    told = threading.Event()
+
+    def hook(event: safedb.Event) -> None:
+        if isinstance(event, safedb.Overrun) and threading.current_thread().name == "safedb-watch":
+            told.set()
+            raise raised
+
+    forever = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+    with safedb.connect(tmp_path / "app.db", schema="CREATE TABLE t (v)", on_event=hook) as db:
+        with db.transaction(timeout=0.05) as tx:
+            tx.execute("INSERT INTO t VALUES (1)")
+            assert told.wait(30)
+        with pytest.raises(safedb.QueryCanceled):
+            db.execute(forever, timeout=0.3)

@@ -293,3 +293,12 @@ def test_in_memory_a_snapshot_is_a_copy_that_writers_cannot_change(
             with pytest.raises(errors.ProgrammingError, match="read-only"):
                 snap.execute("DELETE FROM t")
         assert db.execute("SELECT count(*) FROM t").scalar() == 3
+
+
+def test_a_statement_during_which_a_snapshot_becomes_too_old_says_that(tmp_path: Path) -> None:
+    """Written down: one statement runs past the snapshot's age; the deadline of the call is far."""
+    forever = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+    with safedb.connect(tmp_path / "app.db") as db, db.snapshot(max_age=0.2) as snap:
+        for sql in (forever, "SELECT 1"):
+            with pytest.raises(safedb.OperationalError, match="older than its max_age"):
+                snap.execute(sql)

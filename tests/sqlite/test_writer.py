@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -573,3 +574,29 @@ def test_what_was_not_busy_comes_through_from_waiting(tmp_path: Path) -> None:
             raise busy
         except sqlite3.OperationalError:
             writer.wait_for_foreigners(fail, time.monotonic() + 30, GENEROUS.effective())
+
+
+def test_to_close_from_a_signal_handler_inside_ones_own_write_is_refused_at_once(path: Path) -> None:
+    """No self-deadlock. Written down: a signal comes while the main thread has the turn; its handler calls close."""
+    refused: list[BaseException] = []
+    handle: list[safedb.Database] = []
+
+    def close(*_: object) -> None:
+        try:
+            handle[0].close()
+        except safedb.Error as error:
+            refused.append(error)
+
+    def signalled() -> int:
+        signal.raise_signal(signal.SIGUSR1)  # its handler runs in here, between two steps of Python's
+        return 1
+
+    before = signal.signal(signal.SIGUSR1, close)
+    try:
+        with safedb.connect(path, functions={"signalled": (signalled, 0)}) as db:
+            handle.append(db)
+            db.execute("INSERT INTO t VALUES (signalled())")
+            assert [type(error) for error in refused] == [safedb.ReentrancyError]
+            assert db.execute("SELECT count(*) FROM t").scalar() == 1
+    finally:
+        signal.signal(signal.SIGUSR1, before)
