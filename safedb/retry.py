@@ -62,6 +62,9 @@ CONSTRAINTS: dict[int, type[errors.IntegrityError]] = {
 }
 CLASSES: dict[int, type[errors.Error]] = {
     ERROR: errors.ProgrammingError,
+    # With the text of an ERROR: told of a statement that cannot be prepared, by a connection that has not read the
+    # schema as it is now (SQLite itself tries again where the schema is all that is wrong).
+    SCHEMA: errors.ProgrammingError,
     BUSY: errors.LockTimeout,
     LOCKED: errors.OperationalError,
     INTERRUPT: errors.QueryCanceled,

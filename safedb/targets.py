@@ -190,8 +190,11 @@ def _unquoted(text: str, url: str, where: str) -> str:
     """Decode percent signs into the bytes of a file name; a ``+`` stays a ``+``."""
     if _BARE_PERCENT.search(text):
         raise ConfigError(f"{where}, {masked(url)!r}, holds a bare '%'; write it as %25")
-    raw = re.sub(rb"%([0-9A-Fa-f]{2})", lambda code: bytes([int(code[1], 16)]), os.fsencode(text))
-    return os.fsdecode(raw)
+    return _decoded(text)
+
+
+def _decoded(text: str) -> str:
+    return os.fsdecode(re.sub(rb"%([0-9A-Fa-f]{2})", lambda code: bytes([int(code[1], 16)]), os.fsencode(text)))
 
 
 def _items(query: str, where: str) -> dict[str, str]:
@@ -222,6 +225,10 @@ def _server(url: str, query: str, where: str) -> Target:
             f"{where}, {masked(url)!r}, is not postgresql://user:password@host:port/name; percent-encode what is "
             "special in the user and the password (@ is %40, : is %3A, / is %2F, ? is %3F, # is %23, % is %25)"
         )
+    if any(
+        "\udc80" <= character <= "\udcff" for character in _decoded(url)
+    ):  # the driver's error would hold the password
+        raise ConfigError(f"{where}, {masked(url)!r}, is not UTF-8; percent-encode it as that (é is %C3%A9)")
     items = query.split("&")
     for item in items:
         name = item.partition("=")[0]

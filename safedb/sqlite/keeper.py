@@ -16,6 +16,7 @@ The thread is started at first need, and again after a fork.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable
 from time import monotonic
@@ -140,5 +141,6 @@ class Keeper:
         self._bell.set()
         with self._mutex:
             thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        # At the interpreter's end daemon threads run no more, and Python 3.13 says that they live.
+        if thread is not None and thread is not threading.current_thread() and not sys.is_finalizing():
             thread.join(timeout=within)

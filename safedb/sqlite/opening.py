@@ -22,6 +22,7 @@ from safedb.sqlite.driver import VERSION
 from safedb.sqlite.engine import SqliteEngine
 from safedb.sqlite.groups import Job
 from safedb.sqlite.health import RACE_REMEDY, said_to_be_mended, wal_reset_race
+from safedb.sqlite.pragmas import check_given
 from safedb.sqlite.snapshots import SnapshotSession
 from safedb.stats import logger
 
@@ -62,6 +63,7 @@ class Registry:
         path = settings.target.path
         deadline = monotonic() + settings.retry.effective().timeout
         refuse_lone_memory(path, read_only=settings.read_only)
+        check_given(settings.pragmas)
         if path is None:
             if self.refuses_all:
                 raise errors.InterfaceError(self.refuses_all)

@@ -177,6 +177,15 @@ def _ask(connection: Connection, question: str) -> Any:
     return rows[0][0] if rows else None
 
 
+def check_given(pragmas: Pragmas) -> None:
+    """Refuse what was asked for and cannot be put in force here."""
+    if pragmas.double_quoted_strings is False and not hasattr(sqlite3.Connection, "setconfig"):
+        raise ConfigError(
+            "double_quoted_strings = False needs Python 3.12 or newer, and its own sqlite3: here SQLite always takes a "
+            "name in double quotes that no column has for a string. Leave it out, or use a newer Python"
+        )
+
+
 def _configure(connection: Connection, name: str, *, on: bool) -> None:
     """Turn one of the switches that no pragma reaches, where this Python can (3.12 and newer)."""
     setconfig = getattr(connection, "setconfig", None)

@@ -162,6 +162,7 @@ class SnapshotSession:
                 sqlstate="25006",
             )
         if self.expires is not None and code_of(error) == INTERRUPT and monotonic() >= self.expires:
+            self._end(AGED)
             return errors.OperationalError(f"this snapshot of {self._name} cannot be used: {AGED}")
         self._failed = True
         return ours

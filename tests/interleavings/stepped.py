@@ -23,7 +23,7 @@ from steps import DEAD, FAR, Interrupted, Unforgiving
 from support import sqlite3
 
 from safedb import errors
-from safedb.config import Pragmas, RetryPolicy
+from safedb.config import Pragmas, ResolvedPoolConfig, RetryPolicy
 from safedb.retry import FULL, INTERRUPT, IOERR_FSYNC
 from safedb.sql import parse
 from safedb.sqlite import blocks as blocks_module
@@ -43,7 +43,7 @@ from safedb.sqlite.sidelock import SideLock
 from safedb.sqlite.snapshots import Snapshots
 from safedb.sqlite.turns import Turns
 from safedb.sqlite.writer import USER, Writer
-from safedb.stats import Counters, Hooks
+from safedb.stats import Counters
 
 INSERT = "INSERT INTO t VALUES (?)"
 ROW = (INSERT.index("("), len(INSERT))
@@ -319,15 +319,10 @@ class SteppedEngine(SqliteEngine):
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.path, self.name, self.read_only = "stepped", "stepped", False
-        self.pragmas = Pragmas().effective()
-        self.pool = cast("Any", SimpleNamespace(fork_wait=world.random.choice((0.01, 1.0))))
-        self.policy, self.extras = POLICY, Extras()
-        self.hooks = Hooks()
-        self.inside, self.snapping = {}, {}
-        self.identity, self.presence, self._forking = (1, 1), None, None
-        self._plans, self._changing, self._describe_by = {}, set(), {}
-        self._build()
+        pool = cast("ResolvedPoolConfig", SimpleNamespace(fork_wait=world.random.choice((0.01, 1.0))))
+        pragmas = Pragmas().effective()
+        super().__init__("stepped", pragmas=pragmas, pool=pool, policy=POLICY, extras=Extras(), read_only=False)
+        self.identity = (1, 1)  # only now: with it there would be files to watch over
 
     def _build(self) -> None:
         world = self.world

@@ -117,6 +117,7 @@ def test_the_right_password_opens_and_is_never_shown(server: pgserver.Server) ->
         ("postgresql://guarded:{right}@{place}/postgres?sslmode=nonsense", safedb.ConfigError),
         ("postgresql://guarded:{right}@{place}/postgres?nonsense=1", safedb.ConfigError),
         ("postgresql://guarded:{bare}@{place}/postgres", safedb.ConfigError),
+        ("postgresql://guarded:{wrong}%e9@{place}/postgres", safedb.ConfigError),  # Latin-1
         ("postgresql://guarded:s3cr3t@ss@{place}/postgres", safedb.ConfigError),
         ("postgresql://guarded:s3cr3t/ss@{place}/postgres", safedb.ConfigError),
         ("postgresql://guarded:s3cr3t?ss@{place}/postgres", safedb.ConfigError),

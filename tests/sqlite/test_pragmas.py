@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import safedb
 from safedb.errors import ConfigError
 from safedb.options import Pragmas, ResolvedPragmas
 from safedb.sqlite.driver import Connection, sqlite3
@@ -204,6 +205,17 @@ def test_a_misspelt_column_is_an_error_where_python_can_switch_it(role: Any, con
             connection.execute('SELECT "nosuch"')
     else:  # Python 3.11 cannot; the documentation says so
         assert connection.execute('SELECT "nosuch"').fetchall() == [("nosuch",)]
+
+
+def test_what_this_python_cannot_switch_is_refused_where_it_is_asked_for(tmp_path: Path) -> None:
+    """Never silently weaker: where nobody asks, the table of settings says so."""
+    asked = Pragmas(double_quoted_strings=False)
+    if hasattr(sqlite3.Connection, "setconfig"):
+        with safedb.connect(tmp_path / "app.db", pragmas=asked) as db, pytest.raises(safedb.ProgrammingError):
+            db.execute('SELECT "nosuch"')
+    else:
+        with pytest.raises(ConfigError, match=r"double_quoted_strings = False needs Python 3\.12"):
+            safedb.connect(tmp_path / "app.db", pragmas=asked)
 
 
 def test_double_quoted_strings_are_there_for_those_who_ask(connect: Connect) -> None:

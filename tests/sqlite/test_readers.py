@@ -429,3 +429,12 @@ def test_a_closed_pool_closes_its_readers_and_refuses_waiters(make: Make, crew: 
         pool.check_out(soon())
     with pytest.raises(errors.DatabaseClosed):
         pool.run("SELECT 1", (), LONG, POLICY)
+
+
+def test_what_cannot_be_prepared_has_one_class_also_on_a_connection_that_has_read_no_schema(tmp_path: Path) -> None:
+    """SQLite 3.40 tells SQLITE_SCHEMA of the first one, with the words of an ordinary error."""
+    with safedb.connect(tmp_path / "app.db", schema="CREATE TABLE t (v)") as db:
+        for _ in range(2):
+            with pytest.raises(safedb.ProgrammingError, match="no such column: nosuch"):
+                db.execute("SELECT nosuch")
+            db.execute("SELECT v FROM t")

@@ -593,7 +593,7 @@ def test_to_close_from_a_signal_handler_inside_ones_own_write_is_refused_at_once
 
     before = signal.signal(signal.SIGUSR1, close)
     try:
-        with safedb.connect(path, functions={"signalled": (signalled, 0)}) as db:
+        with safedb.connect(path, schema="CREATE TABLE t (v)", functions={"signalled": (signalled, 0)}) as db:
             handle.append(db)
             db.execute("INSERT INTO t VALUES (signalled())")
             assert [type(error) for error in refused] == [safedb.ReentrancyError]

@@ -30,7 +30,7 @@ import psycopg
 import pytest
 from conftest import Backend, Connect
 from reliability import Record, form
-from support import Crew, hold_writes, unmeasured, url_of, wait_for_queue, wait_until
+from support import Crew, hold_writes, unmeasured, url_of, wait_for_queue, wait_until, waiting_writers
 
 import safedb
 from safedb.sqlite.driver import sqlite3
@@ -636,10 +636,10 @@ def hold_up(db: safedb.Database, crew: Crew, victim: Callable[[safedb.Database, 
 
     with db.transaction() as tx:
         suffering = crew(suffer)
-        wait_for_queue(db, tx, 1)
+        wait_until(lambda: waiting_writers(db, tx) >= 1 or not suffering.running)  # it may be over, on a busy machine
         began = time.monotonic()
         long = crew(take_long)
-        wait_for_queue(db, tx, 2)
+        wait_until(lambda: waiting_writers(db, tx) == 2 or not (suffering.running and long.running))
     late: float = suffering.result()
     if by == "a function that sleeps":  # beyond its own deadline
         time.sleep(max(0.0, began + MEMBER + 2 * OVERSTAY - time.monotonic()))
@@ -842,9 +842,13 @@ OWN_CODE: dict[str, Callable[[safedb.Database], Any]] = {
 def test_the_users_own_code_is_reported_when_it_overstays(code: str, lite: Lite) -> None:
     """Bounded: Python code of the user's cannot be cut short. Written down: it sleeps for long past the deadline."""
     db = lite.open(functions={"nap": lambda: time.sleep(0.6)})
-    with suppress(safedb.OperationalError):
-        OWN_CODE[code](db)
-    wait_until(lambda: lite.overran(""), "the event that tells of it")
+
+    def is_told() -> bool:  # on a busy machine the deadline may pass before it sleeps
+        with suppress(safedb.OperationalError):
+            OWN_CODE[code](db)
+        return lite.overran("")
+
+    wait_until(is_told, "the event that tells of it")
 
 
 SLOW_DISK = """
@@ -872,18 +876,24 @@ for name, call in {
     "COMMIT of a block": block,
     "COMMIT of a function": lambda limit: db.run_transaction(lambda tx: tx.execute(write), timeout=limit),
 }.items():
-    told.clear()
-    mine = late(call, 0.1)
+    for _ in range(5):  # on a busy machine the deadline may pass before COMMIT
+        told.clear()
+        mine = late(call, 0.1)
+        if mine[1] is None:
+            break
     out[name] = mine + [[event.what for event in told if isinstance(event, safedb.Overrun)]]
 told.clear()
 out["checkpoint"] = late(lambda limit: db.checkpoint(timeout=limit), 0.1) + [[type(event).__name__ for event in told]]
-db.execute(write)
-moving = threading.Thread(target=db.checkpoint)
-moving.start()
-while not db._engine.turns.holder:
-    time.sleep(0.001)
-out["a write beside a checkpoint"] = late(lambda limit: db.execute(write, timeout=limit), 0.1)
-moving.join()
+for _ in range(5):  # on a busy machine the checkpoint may be over
+    db.execute(write)
+    moving = threading.Thread(target=db.checkpoint)
+    moving.start()
+    while moving.is_alive() and not db._engine.turns.holder:
+        time.sleep(0.001)
+    out["a write beside a checkpoint"] = mine = late(lambda limit: db.execute(write, timeout=limit), 0.1)
+    moving.join()
+    if mine[1]:
+        break
 db.close()
 print(json.dumps(out))
 """

@@ -139,7 +139,7 @@ def test_an_hour_of_writes_stays_under_the_ceiling_while_readers_come_and_go(
     writers = [log.crew(write, chance) for chance in chances[2:]]
     try:
         for writer in writers:
-            writer.thread.join(form(90, 500))
+            writer.thread.join(500)
     finally:
         over.set()
     reads = sum(reader.result() for reader in readers)
