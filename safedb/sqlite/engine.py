@@ -619,9 +619,11 @@ class SqliteEngine:
                 if self.path and not (gone or self.connections.refused) and self.checkpoints.wal_bytes():
                     writer.cursor()
                 self.connections.close()  # for whoever has found this engine, and comes only now
-                if self.presence is not None and self.presence.is_taken_over():
-                    self.left_open = gone or None
-                    keep_for_ever(writer.disown())
+                if self.presence is not None:
+                    self.presence.set_aside()
+                    if self.presence.is_taken_over():
+                        self.left_open = gone or None
+                        keep_for_ever(writer.disown())
                 writer.close()
         except errors.LockTimeout as error:
             raise errors.LockTimeout(

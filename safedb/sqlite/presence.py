@@ -19,7 +19,7 @@ may not be looked at (a process has given up its rights, say) is taken to be the
 """
 
 # pathlib costs milliseconds of import, and a commit has no microsecond to give away.
-# ruff: noqa: PTH116, PTH120
+# ruff: noqa: PTH104, PTH116, PTH120
 from __future__ import annotations
 
 import os
@@ -52,6 +52,7 @@ class Presence:
         self._folder_id: FileId | None = None
         self._seen = _UNKNOWN  # the folder's time of change (nanoseconds) at which all files were there
         self._open: _Companions | None = None
+        self.looked = False  # whether `is_lost` has had to look closer, so that others may want to as well
         self.gone: str | None = None  # what has happened; for good, until all handles are closed
 
     def __repr__(self) -> str:
@@ -75,6 +76,7 @@ class Presence:
         if folder.st_ctime_ns == self._seen and (folder.st_dev, folder.st_ino) == self._folder_id:
             return self.gone is not None
         lost = self.look()
+        self.looked = True
         settled = time.time_ns() - folder.st_ctime_ns > SETTLED
         self._folder_id, self._seen = (folder.st_dev, folder.st_ino), folder.st_ctime_ns if settled else _UNKNOWN
         return lost
@@ -87,6 +89,16 @@ class Presence:
             elif self._open is not None:
                 self._look_at_companions(self._open)
         return self.gone is not None
+
+    def set_aside(self) -> None:
+        """Give our -wal another name where a new database has ours: SQLite would read the old one's pages into it."""
+        companions, wal = self._open, self._companions[0]
+        if self.gone is None or companions is None:
+            return
+        with suppress(OSError):
+            replaced = _file_id(self._path) not in (None, self._identity)
+            if replaced and _file_id(wal) == companions.known.get(wal):
+                os.rename(wal, f"{wal}.lost-{time.time_ns()}")
 
     def is_taken_over(self) -> bool:
         """Tell whether somebody has made -wal or -shm anew: to close the old ones would destroy what he commits."""

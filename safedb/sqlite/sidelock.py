@@ -206,6 +206,11 @@ class SideLock:
             _flock(files.gate, _UNLOCK)
         self._state = _FREE
 
+    def is_gone(self) -> bool:
+        """Tell whether somebody has removed the files: another process makes them anew, and locks others than we do."""
+        files = self._files
+        return files is not None and files.are_gone()
+
     def holder(self) -> int | None:
         """Return the process id of who has the turn, or else of who is next: for a message, never a decision.
 
@@ -286,6 +291,20 @@ class _Files:
             self.signs = _map_signs(self.path)
         except OSError as error:
             raise _broken(self.path, error) from error
+
+    def are_gone(self) -> bool:
+        """Tell whether their names mean other files by now, or none."""
+        for number, path in ((self.turn, self.path), (self.gate, f"{self.path}.next")):
+            ours = os.fstat(number)
+            try:
+                found = os.stat(path)  # noqa: PTH116
+            except FileNotFoundError:
+                return True
+            except OSError:
+                return False
+            if (found.st_dev, found.st_ino) != (ours.st_dev, ours.st_ino):
+                return True
+        return False
 
     def unlock(self) -> None:
         """Unlock both files, whoever of this process locked them."""

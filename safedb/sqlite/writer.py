@@ -20,7 +20,7 @@ from safedb.sqlite.connections import CollationFailed
 from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.presence import Presence
 from safedb.sqlite.sidelock import SideLock
-from safedb.stats import Counters, Hooks, Retried
+from safedb.stats import Counters, Hooks, Retried, logger
 
 Values = Sequence[Any]
 Outcome = tuple[list[tuple[Any, ...]], Any, int]  # rows, the cursor's description or None, rowcount
@@ -163,9 +163,18 @@ class Writer:
         if side is not None and not side.try_acquire():
             self._wait_for(side, deadline)
         # Here and not before: another process that opens the file, and makes what was taken away anew, has the lock.
-        if self.presence is not None and self.presence.is_lost():
+        presence = self.presence
+        if presence is None:
+            return
+        if presence.is_lost():
             self.unlock()
-            raise errors.OperationalError(str(self.presence.gone))
+            raise errors.OperationalError(str(presence.gone))
+        if presence.looked:
+            presence.looked = False
+            if side is not None and side.is_gone():
+                logger.warning("safedb: the side files of %s were removed; they are made anew", self.name)
+                side.close()
+                self.lock(deadline)
 
     def _wait_for(self, side: SideLock, deadline: float) -> None:
         started = time.monotonic()

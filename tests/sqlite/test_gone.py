@@ -19,6 +19,7 @@ from support import Crew, process_group, sqlite3, wait_until
 import safedb
 from safedb.sqlite import presence
 from safedb.sqlite.presence import Presence
+from safedb.sqlite.sidelock import SideLock
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS t(x)"
 
@@ -362,3 +363,37 @@ def test_without_its_shm_two_processes_do_not_write_over_each_others_commits(pat
         safedb.connect(path)
     with process_group([sys.executable, "-W", "ignore", "-c", LOOK, str(path)], stdout=subprocess.PIPE) as fresh:
         assert fresh.communicate(timeout=60)[0] == "[0, 1, 2, 3, 4, 5] []\n"
+
+
+def test_side_files_that_were_removed_are_made_anew_and_shared_again(path: Path) -> None:
+    """Written down: somebody removes them for leftovers; another process, here a lock of its own, makes them anew."""
+    with safedb.connect(path, schema=SCHEMA) as db:
+        db.execute("INSERT INTO t VALUES (0)")
+        for suffix in ("-safedb", "-safedb.next"):
+            path.with_name(path.name + suffix).unlink()
+        other = SideLock(str(path))
+        assert other.try_acquire()
+        with pytest.raises(safedb.LockTimeout, match="another process"):
+            db.execute("INSERT INTO t VALUES (1)", timeout=0.2)
+        other.release()
+        db.execute("INSERT INTO t VALUES (2)")
+        assert not other.is_gone()
+        other.close()
+        assert db.execute("SELECT x FROM t").fetchall() == [(0,), (2,)]
+
+
+def test_the_wal_of_a_database_that_was_replaced_is_not_read_into_its_successor(path: Path) -> None:
+    """Written down: the database is replaced, its -wal stays; the handle is closed, as the error says; then a new one."""
+    db = safedb.connect(path, schema=SCHEMA)
+    db.execute("INSERT INTO t VALUES ('old')")
+    other = sqlite3.connect(path.with_suffix(".other"))
+    other.executescript("CREATE TABLE t(x); INSERT INTO t VALUES ('new')")
+    other.close()
+    path.with_suffix(".other").replace(path)
+    with pytest.raises(safedb.OperationalError, match="connect again"):
+        db.execute("INSERT INTO t VALUES ('old')")
+    db.close()
+    with safedb.connect(path) as again:
+        assert again.execute("SELECT x FROM t").fetchall() == [("new",)]
+        assert again.check() == []
+    assert len(list(path.parent.glob("app.db-wal.lost-*"))) == 1
