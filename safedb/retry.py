@@ -84,7 +84,7 @@ REMEDIES: dict[int, str] = {
     FULL: "make room on the disk, or raise max_page_count; the transaction was rolled back",
     READONLY: "look at the rights of the file and its folder",
     CANTOPEN: "look at the folder's existence and rights, and at the limit of open files",
-    IOERR: "look at the disk and the system's log",
+    IOERR: "look at the disk, at quotas and ulimit -f, and at the system's log",
     NOMEM: "free memory",
     INTERRUPT: "the deadline passed while it ran; make it smaller, or raise the timeout",
 }

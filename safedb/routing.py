@@ -248,6 +248,10 @@ ATTACHED = (
     "an attached database belongs to one connection, and a commit over two files is atomic for each alone: open it "
     "with a safedb.connect() of its own"
 )
+_VACUUM_INTO = (
+    "it takes its name for a URI, gives the copy whatever mode the umask leaves, and may overwrite a file that this "
+    "database needs: use db.backup(dest)"
+)
 _ON_COMMIT_DROP = f"{TEMPORARY}, or CREATE TEMP TABLE … ON COMMIT DROP {_IN_TX}"
 _SETTING = (
     "it would outlive the transaction, on a connection that others use next: write SET LOCAL "
@@ -302,6 +306,7 @@ _VOCABULARIES = {
         pragmas=True,
         heads=(
             (re.compile(r"(ATTACH|DETACH)\b"), _Bond(ATTACHED, outlives=True)),
+            (re.compile(r"VACUUM\b.* INTO\b"), _Bond(_VACUUM_INTO, outlives=True)),
             (re.compile(r"CREATE (TEMP|TEMPORARY)\b"), _Bond(TEMPORARY, outlives=True)),
         ),
         anywhere=(),

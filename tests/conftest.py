@@ -14,6 +14,7 @@ from typing import Any
 
 import pgserver
 import pytest
+from hypothesis import HealthCheck, settings
 from reliability import record as record
 from reliability import seed as seed
 from support import Crew, Gate
@@ -22,6 +23,9 @@ import safedb
 
 GENEROUS = safedb.RetryPolicy(timeout=60.0)
 """The policy where a test is not about deadlines: a loaded machine must not fail it."""
+
+settings.register_profile("unhurried", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")  # nor one where Hypothesis finds it slow
 
 
 @dataclass(frozen=True)

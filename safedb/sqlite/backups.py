@@ -119,7 +119,8 @@ def _fill(session: SnapshotSession, partial: str, progress: Callable[[int, int],
 
     connection = connect(location.uri(partial), uri=True, isolation_level=None)
     try:
-        connection.execute("PRAGMA synchronous=OFF")  # it is synced once, when it is whole
+        connection.execute("PRAGMA synchronous=OFF")  # it is synced once, when it is whole,
+        connection.execute("PRAGMA journal_mode=OFF")  # and thrown away where it cannot be made so
         session.backup(lambda source: source.backup(connection, pages=PAGES, progress=step, sleep=0))
     except sqlite3.Error as error:
         if not code_of(error) and str(error) in WORDS:
@@ -127,6 +128,16 @@ def _fill(session: SnapshotSession, partial: str, progress: Callable[[int, int],
         raise
     finally:
         connection.close()
+
+
+def copy_memory(source: sqlite3.Connection, copy: sqlite3.Connection, deadline: float) -> None:
+    """Copy a database in memory to another, by ``deadline``; the caller sees to it that nobody writes."""
+
+    def step(_: int, _remaining: int, total: int) -> None:
+        if monotonic() > deadline:
+            raise errors.QueryCanceled(f"the copy for a snapshot was not complete at its deadline ({total} pages)")
+
+    source.backup(copy, pages=PAGES, progress=step, sleep=0)
 
 
 def _sync(path: str) -> None:

@@ -461,7 +461,7 @@ class SqliteEngine:
         self.blocks.alone(
             deadline,
             self.policy,
-            lambda writer: writer.cursor().connection.backup(copy),
+            lambda writer: backups.copy_memory(writer.cursor().connection, copy, deadline),
             doing="copying for a snapshot",
         )
         copy.execute("PRAGMA query_only=ON")

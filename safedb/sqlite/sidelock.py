@@ -367,6 +367,7 @@ class _Helper:
         with self._guard:
             self._wanted = False
             if not self._busy:
+                self._files.signs[_TURN] = 0
                 _flock(self._files.turn, _UNLOCK)
             return not self._busy
 
@@ -385,6 +386,7 @@ class _Helper:
                 _flock(self._files.gate, _LOCK)
                 self._files.signs[_GATE] = self._files.pid
                 _flock(self._files.turn, _LOCK)
+                self._files.signs[_TURN] = self._files.pid  # here: whoever wanted it may be stopped before it wakes up
             except OSError as failure:
                 error = failure
             self._files.signs[_GATE] = 0
@@ -414,6 +416,7 @@ class _Helper:
         with self._guard:
             self._granted = self._wanted and error is None
             if not self._granted:
+                self._files.signs[_TURN] = 0
                 _flock(self._files.turn, _UNLOCK)
             self._error = error
             self._busy = False

@@ -300,6 +300,8 @@ SQL: list[tuple[Any, tuple[str, ...]]] = [
     ("PRAGMA query_only = ON", ("query_only", "read_only=True")),
     ("PRAGMA writable_schema = ON", ("writable_schema", "ALTER TABLE")),
     ("ATTACH 'other.db' AS other", ("safedb.connect()",)),
+    ("VACUUM INTO 'copy.db'", ("db.backup",)),
+    ("VACUUM main INTO 'copy.db'", ("db.backup",)),
     (b"SELECT 1", ("str", "bytes")),
     (None, ("str",)),
 ]

@@ -383,7 +383,7 @@ def test_side_files_that_were_removed_are_made_anew_and_shared_again(path: Path)
 
 
 def test_the_wal_of_a_database_that_was_replaced_is_not_read_into_its_successor(path: Path) -> None:
-    """Written down: the database is replaced, its -wal stays; the handle is closed, as the error says; then a new one."""
+    """Written down: the database is replaced, its -wal stays; the handle is closed, as the error says."""
     db = safedb.connect(path, schema=SCHEMA)
     db.execute("INSERT INTO t VALUES ('old')")
     other = sqlite3.connect(path.with_suffix(".other"))
