@@ -802,19 +802,24 @@ class Groups:
         if now < watch.until:
             return
         with watch.guard:
-            if now < watch.until:
-                return
-            group = self._open
-            if watch.phase is not USER:
-                self._writer.interrupt()
-                if now - watch.until > STUBBORN and watch.told != watch.until:
-                    watch.told = watch.until
-                    self._hooks.emit(Overrun(self._writer.name, UNSTOPPABLE, now - watch.until))
-            elif group is not None and group.members and isinstance(group.current, FunctionJob):
-                self._revoke(group, group.current)
-            else:
-                late, watch.until = now - watch.until, math.inf
-                self._hooks.emit(Overrun(self._writer.name, "the caller's own code inside a transaction", late))
+            overrun = None if now < watch.until else self._end_overdue(now)
+        if overrun is not None:  # a hook that takes its time must not keep a writer from its rollback
+            self._hooks.emit(overrun)
+
+    def _end_overdue(self, now: float) -> Overrun | None:
+        """End what is overdue, or tell why it cannot be ended; the guard is held."""
+        watch, group = self._writer.watch, self._open
+        if watch.phase is not USER:
+            self._writer.interrupt()
+            if now - watch.until > STUBBORN and watch.told != watch.until:
+                watch.told = watch.until
+                return Overrun(self._writer.name, UNSTOPPABLE, now - watch.until)
+        elif group is not None and group.members and isinstance(group.current, FunctionJob):
+            self._revoke(group, group.current)
+        else:
+            late, watch.until = now - watch.until, math.inf
+            return Overrun(self._writer.name, "the caller's own code inside a transaction", late)
+        return None
 
     def _revoke(self, group: Group, function: FunctionJob) -> None:
         """Take the transaction from a function that is busy in the user's code; the guard is held."""

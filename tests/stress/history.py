@@ -13,7 +13,8 @@ The history is serialisable if the graph without the last has no cycle, and stri
 none (Adya, "Weak Consistency", 1999; Kingsbury and Alvaro, "Elle", 2020). A cycle is told in words.
 
 A transaction that failed must have left no trace. One whose outcome nobody knows may have happened, at any time since
-its call, or not; if a trace of it was seen it happened, and then whole.
+its call, or not; if a trace of it was seen it happened, and then whole. A version that nobody saw is a trace too: it is
+that of such a one, or else a write was applied twice, or one that failed was kept.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import os
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,7 +34,10 @@ from typing import Any, Literal, NamedTuple
 
 
 class Write(NamedTuple):
-    """Be a value that was written to a register, as this version of it, or appended to a list (no version)."""
+    """Be a value that was written to a register, as this version of it, or appended to a list (no version).
+
+    Of a register's write that failed, or whose outcome is unknown, no version is known either.
+    """
 
     key: str
     value: str
@@ -41,7 +45,7 @@ class Write(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Be what was read of a register; version 0 is what it was before anybody wrote."""
+    """Be what was read of a register; version 0, an empty value, is what it was before anybody wrote."""
 
     key: str
     version: int
@@ -177,9 +181,10 @@ def check(history: Sequence[Txn], *, final: Txn | None = None, strict: bool = Tr
 
 @dataclass(slots=True)
 class _Key:
-    """Be what is known of one key: its values by version (None: nobody knows), and who read which version."""
+    """Be what is known of one key: its values by version (None: nobody saw it), and who read which version."""
 
     values: list[str | None] = field(default_factory=list)
+    told: list[tuple[int, Txn]] = field(default_factory=list)  # of a register: who read or wrote which version
     readers: list[tuple[int, int]] = field(default_factory=list)
     late: list[int] = field(default_factory=list)  # who appended what no listing shows
 
@@ -229,7 +234,10 @@ class _Check:
                         if len(values) > len(self.keys[key].values):
                             self.keys[key].values = list(values)
                     case Write(key, value, int(version)) | Read(key, version, value):
-                        if version and evidence[key].setdefault(version, value) != value:
+                        self.keys[key].told.append((version, txn))
+                        if not version and value:
+                            self._report("invented value", f"<{txn}> saw {key} as if nobody had written to it")
+                        elif version and evidence[key].setdefault(version, value) != value:
                             self._clash(key, version, evidence[key][version], value)
         for key, known in evidence.items():
             self.keys[key].values = [known.get(version) for version in range(1, max(known) + 1)]
@@ -323,20 +331,61 @@ class _Check:
         last: dict[str, int] = {}
         for op in self.final.ops if self.final else ():
             last[op.key] = len(op.values) if isinstance(op, Listing) else op.version or 0
+        before: dict[tuple[str, int], int] = {}  # by key and transaction: the version of its write before
+        missing: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)  # by key: what must be there
+        possible: defaultdict[str, list[int]] = defaultdict(list)  # by key: who may have written to it
         for (key, value), number in self.writer.items():
-            txn, state = self.txns[number], self.keys[key]
-            if (key, value) in shown:
-                if self.final and shown[key, value] > last.get(key, 0):
+            txn = self.txns[number]
+            if version := shown.get((key, value)):
+                if self.final and version > last.get(key, 0):
                     self._report("lost write", f"{value} was seen in {key}, and is gone: <{txn}>")
+                if version < before.get((key, number), 0):
+                    self._report("disordered writes", f"{value} comes too early in {key}: <{txn}>")
+                before[key, number] = version
             elif txn.outcome == "ok" or (txn.outcome == "unknown" and number in happened):
-                if None in state.values:
-                    continue  # a version that nobody saw may be this one
-                if self.final is None:
-                    state.late.append(number)
-                elif txn.outcome == "ok":
-                    self._report("lost write", f"{value} is not in {key}, yet it was acknowledged: <{txn}>")
-                else:
-                    self._report("half there", f"{value} is not in {key}, but another trace is there of <{txn}>")
+                missing[key].append((value, number))
+            elif txn.outcome == "unknown" and self._may_have_happened(txn, shown):
+                possible[key].append(number)
+        for key in sorted(self.keys.keys() | missing.keys()):
+            gaps = [version for version, value in enumerate(self.keys[key].values, 1) if value is None]
+            self._miss(key, missing[key], len(gaps))
+            self._fill(key, gaps, [*possible[key], *(number for _, number in missing[key])])
+
+    def _may_have_happened(self, txn: Txn, shown: Container[tuple[str, str]]) -> bool:
+        """Say whether all that it was to write may be there: what the final read does not show is one of the gaps."""
+        writes = (op for op in txn.ops if isinstance(op, Write))
+        there = (None in self.keys[op.key].values or (op.key, op.value) in shown for op in writes)
+        return self.final is None or all(there)
+
+    def _miss(self, key: str, missing: list[tuple[str, int]], gaps: int) -> None:
+        """Say what is lost: as many as there are gaps may have been overwritten before anybody saw them."""
+        if self.final is None:
+            self.keys[key].late = [] if gaps else [number for _, number in missing]
+            return
+        for value, number in missing[gaps:]:
+            txn = self.txns[number]
+            if txn.outcome == "ok":
+                self._report("lost write", f"{value} is not in {key}, yet it was acknowledged: <{txn}>")
+            else:
+                self._report("half there", f"{value} is not in {key}, but another trace is there of <{txn}>")
+
+    def _fill(self, key: str, gaps: list[int], writers: list[int]) -> None:
+        """Put somebody at each version that nobody saw: each is one of these writers', or else a phantom.
+
+        Whoever it was had been called before the first return of one who knew of that version, or of a later one.
+        """
+        state, begins = self.keys[key], sorted(self.txns[number].begin for number in writers)
+        for version, begin in zip_longest(gaps, begins[: len(gaps)]):
+            witness = min((txn for known, txn in state.told if known > version), key=lambda txn: txn.end)
+            if begin is None or begin > witness.end:
+                told = (
+                    f"nobody can have made version {version} of {key}, which was there before the return of <{witness}>"
+                )
+                self._report("phantom write", told)
+                return
+            state.values[version - 1] = value = f"?{version}"
+            self.writer[key, value] = len(self.txns)
+            self.txns.append(Txn("somebody", begins[0], begins[0], [Write(key, value, version)], "unknown"))
 
     # -- the graph --
 
@@ -360,16 +409,11 @@ class _Check:
             self._report(self._name(edges), "\n  " + "\n  ".join(told) + f" {self._told(edges[0].a)}")
 
     def _edges_of(self, graph: _Graph, key: str, state: _Key, weak: bool) -> None:
-        writers = [None if value is None else self.writer.get((key, value)) for value in state.values]
-        following: list[int | None] = [None]  # by version: who wrote the next that is known
-        for writer in reversed(writers):
-            following.append(following[-1] if writer is None else writer)
-        following.reverse()
-        known = [writer for writer in writers if writer is not None]
-        for one, other in pairwise(known):
+        writers = [self.writer[key, value] for value in state.values if value is not None]
+        for one, other in pairwise(writers):
             graph.add(one, other, "ww", key)
-        for writer in state.late if known else ():
-            graph.add(known[-1], writer, "ww", key)
+        for writer in state.late if writers else ():
+            graph.add(writers[-1], writer, "ww", key)
         for reader, version in state.readers:
             if self.txns[reader].weak and not weak:
                 continue
@@ -377,8 +421,7 @@ class _Check:
             if source is not None:
                 graph.add(source, reader, "wr", key)
             if not weak or self.txns[reader].weak:
-                after = following[min(version, len(writers))]
-                for writer in state.late if after is None else (after,):
+                for writer in writers[version : version + 1] or state.late:
                     graph.add(reader, writer, "rw", key)
 
     def _real_time(self, graph: _Graph, numbers: list[int]) -> None:

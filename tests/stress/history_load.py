@@ -155,6 +155,9 @@ class Session:
     def _some_appends(self, *, most: int = 3) -> list[Write]:
         return [Write(f"l{self._list()}", self._value()) for _ in range(self._chance.randint(1, most))]
 
+    def _mark(self) -> Write:
+        return Write(f"r{self._chance.randrange(REGISTERS)}", self._value())
+
     # -- what is done, on a handle, in a transaction or in a snapshot --
 
     def _append(self, on: Any, write: Write) -> Write:
@@ -240,33 +243,35 @@ class Session:
         writes, pause = self._some_appends(), self._chance.choice([0.005, 0.03, 0.15])
 
         def call(tx: Any) -> Sequence[Op]:
-            ops: list[Op] = [self._append(tx, write) for write in writes[1:]]
+            ops: list[Op] = [self._append(tx, write) for write in writes[:-1]]
             time.sleep(pause)
-            return [*ops, self._append(tx, writes[0])]
+            return [*ops, self._append(tx, writes[-1])]
 
         self._do(lambda: self._db.run_transaction(call), writes)
 
     def refused(self) -> None:
-        writes = self._some_appends()
+        writes, marked = self._some_appends(), self._mark()
 
         def change_its_mind(tx: Any) -> Sequence[Op]:
             self._read_and_append(tx, [], writes)
+            self._write(tx, marked)
             raise Refused
 
-        self._do(lambda: self._db.run_transaction(change_its_mind), writes, expected=(Refused,))
+        self._do(lambda: self._db.run_transaction(change_its_mind), [*writes, marked], expected=(Refused,))
 
     def taken_back(self) -> None:
-        """Append in a savepoint that is rolled back, and outside it."""
-        writes, undone = self._some_appends(), self._some_appends()
+        """Append, and set a register, in a savepoint that is rolled back; append outside it."""
+        writes, undone, marked = self._some_appends(), self._some_appends(), self._mark()
 
         def call(tx: Any) -> Sequence[Op]:
-            ops: list[Op] = [self._append(tx, write) for write in writes[1:]]
+            ops: list[Op] = [self._append(tx, write) for write in writes[:-1]]
             with contextlib.suppress(Refused), tx.savepoint():
                 self._read_and_append(tx, [], undone)
+                self._write(tx, marked)
                 raise Refused
-            return [*ops, self._append(tx, writes[0]), self._listing(tx, int(writes[0].key[1:]))]
+            return [*ops, self._append(tx, writes[-1]), self._listing(tx, int(writes[-1].key[1:]))]
 
-        self._do(lambda: self._db.run_transaction(call), writes, undone=undone)
+        self._do(lambda: self._db.run_transaction(call), writes, undone=[*undone, marked])
 
     def broken(self) -> None:
         """Break a constraint, alone or as the last of several."""
@@ -284,7 +289,7 @@ class Session:
     # -- registers --
 
     def write(self) -> None:
-        write = Write(f"r{self._chance.randrange(REGISTERS)}", self._value())
+        write = self._mark()
         self._do(lambda: [self._write(self._db, write)], [write])
 
     def compare_and_set(self) -> None:

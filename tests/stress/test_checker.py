@@ -175,6 +175,45 @@ CASES = {
     "invented value that is gone later": Case(
         "invented value", "A 0 10 x+a \n B 0 10 x+b \n C 0 9 x[c] \n final x[a,b]", "x[c]", "x[a]", ANYHOW
     ),
+    "a value before the first": Case("invented value", "A 0 10 r=z@0 \n final r=@0", "r=z@0", "r=@0", ANYHOW),
+    "appends of one the other way round": Case(
+        "disordered writes", "A 0 10 x+a x+b \n final x[b,a]", "x[b,a]", "x[a,b]", ANYHOW
+    ),
+    "versions of one the other way round": Case(
+        "disordered writes", "A 0 10 r:=a@2 r:=b@1", "r:=a@2 r:=b@1", "r:=a@1 r:=b@2", ANYHOW
+    ),
+    "a version that nobody wrote": Case(
+        "phantom write", "A 0 10 r:=a@1 \n C 20 30 r:=c@3 \n final r=c@3", "c@3 \n final r=c@3", "c@2 \n final r=c@2",
+        ANYHOW,
+    ),
+    "a failed write that stayed until it was overwritten": Case(
+        "phantom write", "A 0 10 r:=a@1 \n B 12 ! r:=b \n C 20 30 r:=c@3 \n final r=c@3", "B 12 !", "B 12 ?", ANYHOW
+    ),
+    "a write applied twice": Case(
+        "phantom write", "A 0 10 r=@0 r:=a@2 \n final r=a@2", "a@2 \n final r=a@2", "a@1 \n final r=a@1", ANYHOW
+    ),
+    "an unknown write applied twice": Case("phantom write", "A 0 ? r:=a \n final r=a@2", "a@2", "a@1", ANYHOW),
+    "an unknown write is no two": Case(
+        "phantom write", "A 0 ? r:=a \n B 20 30 r:=b@3 \n final r=b@3", "A 0 ? r:=a", "A 0 ? r:=a \n C 0 ? r:=c", ANYHOW
+    ),
+    "a version from before the call of the only one that is unknown": Case(
+        "phantom write", "A 25 ? r:=a \n B 0 10 r:=b@2 \n C 20 30 r:=c@3 \n final r=c@3", "A 25", "A 5", ANYHOW
+    ),
+    "two versions, and one from before the call of the second that is unknown": Case(
+        "phantom write", "A 0 ? r:=a \n B 25 ? r:=b \n C 10 20 r:=c@3 \n final r=c@3", "B 25", "B 15", ANYHOW
+    ),
+    "no version of an unknown one of which another half is not there": Case(
+        "phantom write", "A 0 ? r:=a x+a \n B 10 20 r:=b@2 \n final r=b@2 x[]", "x[]", "x[a]", ANYHOW
+    ),
+    "one gap for two acknowledged writes": Case(
+        "lost write", "A 0 10 r:=a \n B 0 10 r:=b \n C 20 30 r:=c@2 \n final r=c@2", "B 0 10", "B 0 ?", ANYHOW
+    ),
+    "lost update of what nobody saw": Case(
+        "lost update", "A 0 10 r=@0 r:=a@2 \n B 0 ? r:=b \n final r=a@2", "r=@0", "r=b@1", ANYHOW
+    ),
+    "stale read behind what nobody saw": Case(
+        "stale read", "A 0 10 x+a \n B 20 ? r:=b \n C 5 40 x[] r:=c@2 \n final x[a] r=c@2", "B 20", "B 8"
+    ),
     "stale weak read": Case("stale read", "A 0 10 x+a \n ~B 20 30 x[] \n final x[a]", "~B 20", "~B 5", ANYHOW),
     "weak reads that disagree": Case(
         "long fork", "A 0 10 x+a \n B 1 11 y+b \n ~C 2 12 x[a] y[] \n ~D 3 13 x[] y[b] \n final x[a] y[b]",
@@ -408,9 +447,23 @@ def forget_a_version(world: World) -> bool:
     return False
 
 
+def skip_versions(world: World) -> bool:
+    """Let there be one version more than there are writes whose outcome is unknown."""
+    for _, _, (key, _, first) in ok_with(world, Write, 0):
+        if first is None:
+            continue
+        unknown = [op for txn in world.history if txn.outcome == "unknown" for op in txn.ops if op.key == key]
+        for txn in [*world.history, world.final]:
+            for place, op in enumerate(txn.ops):
+                if not isinstance(op, Listing) and op.key == key and op.version is not None and op.version >= first:
+                    spoil(txn, place, op._replace(version=op.version + len(unknown) + 1))
+        return True
+    return False
+
+
 MUTATIONS = [
     forget_an_append, swap_two_values, double_a_value, show_a_failure, read_late, read_early, write_a_version_twice,
-    forget_a_version,
+    forget_a_version, skip_versions,
 ]  # fmt: skip
 
 
