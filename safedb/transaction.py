@@ -100,6 +100,8 @@ class Transaction:
     def _run(self, statement: Statement, values: Sequence[Any], *, many: bool) -> Any:
         try:
             return self._session.run(statement, values, many=many)
+        except errors.ReentrancyError:  # nothing was sent
+            raise
         except BaseException as error:  # after an interrupt nobody knows whether the statement has run
             self._poison = error
             raise
@@ -160,8 +162,11 @@ class Savepoint:
             self._end(tx, tx._session.release)
             return
         del tx._callbacks[self._callbacks :]
-        if not isinstance(error, Exception | None) or tx._session.lost is not None:
+        if tx._session.lost is not None:
             return  # the whole transaction goes
+        if not isinstance(error, Exception | None):
+            self._undo_after_interrupt(tx)
+            return
         self._end(tx, tx._session.rollback_to)
         tx._poison = None
         if error is None:
@@ -169,6 +174,15 @@ class Savepoint:
                 f"the savepoint was rolled back, because a statement in it had failed ({poison}) and the error did not "
                 "leave it; the transaction around it can be used"
             ) from poison
+
+    def _undo_after_interrupt(self, tx: Transaction) -> None:
+        """Roll back as after any error; where that fails the whole transaction goes, whoever catches the interrupt."""
+        try:
+            tx._session.rollback_to(self._name)
+        except errors.Error as failure:
+            tx._poison = failure
+        else:
+            tx._poison = None
 
     def _end(self, tx: Transaction, how: Callable[[str], None]) -> None:
         try:

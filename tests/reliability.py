@@ -81,13 +81,36 @@ def record(request: pytest.FixtureRequest, seed: int) -> Iterator[Record]:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Return the Markdown table of a report."""
-    rows = ["| test | " + " | ".join(COLUMNS) + " | seed | seconds | further |", "|---" * (len(COLUMNS) + 4) + "|"]
+    """Return the Markdown tables of a report, one for each file of tests; variants of one test are one row."""
+    files: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        files.setdefault(line["test"].partition("::")[0], []).append(line)
+    return "\n\n".join(f"`{file}`\n\n{_table(_merged(found))}" for file, found in files.items())
+
+
+def _merged(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add up the variants of each test; the seed is the first one's."""
+    tests: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        name = line["test"].partition("::")[2].partition("[")[0]
+        known = tests.setdefault(
+            name, {"test": name, "seed": line["seed"], "variants": 0, "seconds": 0, "passed": True}
+        )
+        known["variants"] += 1
+        known["passed"] = known["passed"] and line["passed"]
+        for count in (*COLUMNS, "seconds"):
+            if count in line:
+                known[count] = known.get(count, 0) + line[count]
+    return list(tests.values())
+
+
+def _table(lines: list[dict[str, Any]]) -> str:
+    rows = ["| test | variants | " + " | ".join(COLUMNS) + " | seed | seconds |", "|---" * (len(COLUMNS) + 4) + "|"]
     for line in lines:
         counts = " | ".join(f"{line[name]:,}" if name in line else "" for name in COLUMNS)
-        further = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in line.get("figures", {}).items())
         passed = "" if line["passed"] else " **FAILED**"
-        rows.append(f"| `{line['test']}`{passed} | {counts} | {line['seed']} | {line['seconds']:,} | {further} |")
+        words = line["test"].removeprefix("test_").replace("_", " ")
+        rows.append(f"| {words}{passed} | {line['variants']} | {counts} | {line['seed']} | {line['seconds']:,.0f} |")
     return "\n".join(rows)
 
 

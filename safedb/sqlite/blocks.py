@@ -216,6 +216,8 @@ class Blocks:
 
     def take(self, job: Job) -> None:
         """Take a turn by the job's deadline, or raise."""
+        if self._turns.locked():
+            self._groups.refuse_own_queue()
         if self._turns.take(job, job.deadline) is not HOLDING or time.monotonic() >= job.deadline:
             raise self._groups.too_late(job)
         self._groups.note_turn(job)

@@ -258,6 +258,8 @@ class Groups:
 
     def submit(self, job: Job) -> Any:
         """Bring ``job`` to its verdict: return its value, or raise its error."""
+        if self._turns.locked():
+            self.refuse_own_queue()
         try:
             state = self._turns.take(job, job.deadline)
             while state is HOLDING:
@@ -280,6 +282,15 @@ class Groups:
         if job.error is not None:
             raise job.error
         return job.value
+
+    def refuse_own_queue(self) -> None:
+        """Raise where this thread is inside the queue already, below in its stack: it would wait for its own lock."""
+        if is_on_stack(get_ident(), self._turns, "self"):
+            raise errors.ReentrancyError(
+                f"this thread is about to write to {self._writer.name}, or has just done so: a signal handler, or a "
+                "__del__ that the garbage collector runs, cannot do the same in between. Let it set a flag, or hand "
+                "the work to another thread"
+            )
 
     def too_late(self, job: Job) -> errors.Error:
         """Make the error for a job whose deadline passed before it had its turn."""

@@ -27,7 +27,7 @@ class Session:
     shared).
     """
 
-    __slots__ = ("_deadline", "_restartable", "_until", "_writer", "lost", "revoked")
+    __slots__ = ("_busy", "_deadline", "_restartable", "_until", "_writer", "lost", "revoked")
 
     def __init__(
         self, writer: Writer, *, deadline: float, until: float | None = None, restartable: bool = False
@@ -36,6 +36,7 @@ class Session:
         self._deadline = deadline  # the job's own
         self._until = deadline if until is None else until  # the group's, which may be earlier
         self._restartable = restartable  # in a group an interrupt before the own deadline is not this job's fault
+        self._busy = False  # a statement is under way
         self.revoked = False
         self.lost: BaseException | None = None  # what ended the whole transaction, if anything did
 
@@ -71,6 +72,18 @@ class Session:
 
     def _run(self, sql: str, values: Values, *, many: bool = False) -> Outcome:
         """Run one statement; an error comes classified, and `lost` says whether it ended the transaction."""
+        if self._busy:
+            raise errors.ReentrancyError(
+                f"a statement of this transaction on {self._writer.name} is under way: an SQL function or a signal "
+                "handler that runs inside it cannot run another. Let it only compute"
+            )
+        self._busy = True
+        try:
+            return self._run_watched(sql, values, many=many)
+        finally:
+            self._busy = False
+
+    def _run_watched(self, sql: str, values: Values, *, many: bool) -> Outcome:
         writer, watch = self._writer, self._writer.watch
         with watch.guard:
             self._check()

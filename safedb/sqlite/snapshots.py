@@ -40,6 +40,7 @@ class SnapshotSession:
     """Read one committed state on one connection; for the thread that opened it."""
 
     left = False  # its block is being left
+    _busy = False  # its thread is reading
 
     def __init__(self, reader: Reader, *, name: str, max_age: float | None) -> None:
         self._reader = reader
@@ -56,8 +57,10 @@ class SnapshotSession:
 
     def run(self, statement: Statement, values: Values, timeout: float) -> Outcome:
         """Run one read to its last row."""
+        self._refuse_own_read()
         with self._guard:
             self._check()
+            self._busy = True
             reader = self._reader
             reader.until = monotonic() + timeout
             try:
@@ -68,6 +71,7 @@ class SnapshotSession:
                 raise self._classified(error, statement.sql) from error
             finally:
                 reader.until = _NEVER
+                self._busy = False
 
     def iterate(
         self, statement: Statement, values: Values, batch: int, timeout: float
@@ -77,8 +81,10 @@ class SnapshotSession:
         try:
             description: Any = None
             while True:
+                self._refuse_own_read()
                 with self._guard:
                     self._check()
+                    self._busy = True
                     self._reader.until = monotonic() + timeout
                     try:
                         if description is None:
@@ -89,6 +95,7 @@ class SnapshotSession:
                         raise self._classified(error, statement.sql) from error
                     finally:
                         self._reader.until = _NEVER
+                        self._busy = False
                 if not rows:
                     return
                 yield rows, description
@@ -97,6 +104,13 @@ class SnapshotSession:
                 if cursor in self._cursors:  # else the snapshot's end has closed it, and the connection may be gone
                     self._cursors.discard(cursor)
                     cursor.close()
+
+    def _refuse_own_read(self) -> None:
+        if self._busy:
+            raise errors.ReentrancyError(
+                f"a read of this snapshot of {self._name} is under way: an SQL function or a signal handler that runs "
+                "inside it cannot begin another"
+            )
 
     def backup(self, copy: Callable[[sqlite3.Connection], None]) -> None:
         """Let ``copy`` read the whole state page by page."""

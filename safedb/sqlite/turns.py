@@ -75,6 +75,7 @@ class LockLike(Protocol):
 
     def acquire(self, blocking: bool = True, timeout: float = FOREVER) -> bool: ...  # noqa: D102
     def release(self) -> None: ...  # noqa: D102
+    def locked(self) -> bool: ...  # noqa: D102
     def __enter__(self) -> bool: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
@@ -151,6 +152,7 @@ class Turns:
     ) -> None:
         primitives = primitives or RealPrimitives()
         self._mutex = primitives.lock()
+        self.locked = self._mutex.locked  # whether some thread is in here; perhaps one whose signal handler asks
         self._new_lock = primitives.lock
         self._now = primitives.monotonic
         self._limit = limit

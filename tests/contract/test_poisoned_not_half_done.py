@@ -4,8 +4,9 @@
 # ruff: noqa: PT012
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -322,4 +323,34 @@ def test_an_interrupt_that_was_swallowed_inside_the_block_poisons_it_too(
             tx.execute(insert, ("second",))
         with pytest.raises(safedb.TransactionAborted):
             tx.execute(insert, ("third",))
+    assert db.execute("SELECT v FROM t").fetchall() == [("taken",)]
+
+
+@pytest.mark.parametrize("raised", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_a_savepoint_is_rolled_back_by_whatever_leaves_it(db: safedb.Database, raised: type[BaseException]) -> None:
+    """Caught around the savepoint, inside the transaction: its part is undone, and the rest goes on."""
+
+    def body(tx: safedb.Transaction) -> None:
+        tx.execute("INSERT INTO t (v) VALUES ('kept')")
+        with contextlib.suppress(raised), tx.savepoint():
+            tx.execute("INSERT INTO t (v) VALUES ('undone')")
+            raise raised
+        tx.execute("INSERT INTO t (v) VALUES ('kept too')")
+
+    with db.transaction() as tx:
+        body(tx)
+    assert [v for (v,) in db.execute("SELECT v FROM t ORDER BY v")] == ["kept", "kept too", "taken"]
+
+
+def test_a_generator_that_is_not_read_to_its_end_undoes_its_savepoint(db: safedb.Database) -> None:
+    def parts(tx: safedb.Transaction) -> Generator[int, None, None]:
+        with tx.savepoint():
+            for number in range(3):
+                tx.execute("INSERT INTO t (v) VALUES (?)", (f"part {number}",))
+                yield number
+
+    with db.transaction() as tx:
+        for _ in (reading := parts(tx)):
+            break
+        reading.close()
     assert db.execute("SELECT v FROM t").fetchall() == [("taken",)]

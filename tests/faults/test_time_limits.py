@@ -131,3 +131,63 @@ def test_what_a_signal_handler_throws_comes_through_and_nothing_is_told_that_is_
         rounds=len(kinds), faults=told["thrown"], acknowledged=kinds.count("done") + sum(others.values()), lost=0
     )
     record.note(committed_all_the_same=kinds.count("committed"))
+
+
+HANDLER = """
+import json, random, signal, sys, threading, safedb
+
+path, seed, wanted = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+chance = random.Random(seed)
+db = safedb.connect("sqlite:///" + path, schema="CREATE TABLE t (who TEXT)", retry=safedb.RetryPolicy(timeout=60))
+told = {"handler": 0, "main": 0, "neighbour": 0, "refused": 0, "wrong": []}
+stop = threading.Event()
+
+def write(who):
+    db.execute("INSERT INTO t VALUES (?)", (who,))
+    told[who] += 1
+
+def handle(*_):
+    try:
+        write("handler")
+    except safedb.ReentrancyError:
+        told["refused"] += 1
+    except BaseException as error:
+        told["wrong"].append(repr(error))
+    if told["handler"] + told["refused"] < wanted:
+        signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-4, 1e-3))
+    else:
+        stop.set()
+
+def neighbour():
+    while not stop.is_set():
+        write("neighbour")
+
+signal.signal(signal.SIGALRM, handle)
+thread = threading.Thread(target=neighbour)
+thread.start()
+signal.setitimer(signal.ITIMER_REAL, 0.001)
+while not stop.is_set():
+    write("main")
+thread.join()
+db.close()
+json.dump(told, sys.stdout)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_signal_handler_that_writes_is_served_or_refused_at_once_and_never_waits_for_its_own_thread(
+    tmp_path: Path, seed: int, record: Record
+) -> None:
+    """No self-deadlock. Written down: a timer's handler writes, at random moments of the main thread's own writes."""
+    path, wanted = tmp_path / "app.db", form(400, 20_000)
+    order = [sys.executable, "-W", "ignore", "-c", HANDLER, str(path), str(seed), str(wanted)]
+    done = subprocess.run(order, capture_output=True, text=True, timeout=350, env=unmeasured())
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told.pop("wrong") == []
+    refused = told.pop("refused")
+    with safedb.connect(path) as db:
+        assert dict(db.execute("SELECT who, count(*) FROM t GROUP BY who").fetchall()) == told
+    record.add(rounds=wanted, acknowledged=sum(told.values()), lost=0)
+    record.note(refused=refused)

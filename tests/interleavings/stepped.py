@@ -667,7 +667,7 @@ class World:
         assert holder.thread == get_ident(), f"the connection is used beside {holder}, who has the turn"
 
     def invariant(self) -> None:
-        if not self.engine.turns._mutex.locked() and not self.scheduler.unwinding:  # type: ignore[attr-defined]
+        if not self.engine.turns._mutex.locked() and not self.scheduler.unwinding:
             self.engine.turns.check()
 
     def at_the_end(self) -> None:

@@ -290,7 +290,7 @@ class World:
     def invariant(self) -> None:
         """Hold at every moment, but for the order of an interrupted thread's own clearing up."""
         self.in_order()
-        if not self.turns._mutex.locked() and not self.scheduler.unwinding:  # type: ignore[attr-defined]
+        if not self.turns._mutex.locked() and not self.scheduler.unwinding:
             self.turns.check()
 
     def in_order(self) -> None:

@@ -600,3 +600,23 @@ def test_to_close_from_a_signal_handler_inside_ones_own_write_is_refused_at_once
             assert db.execute("SELECT count(*) FROM t").scalar() == 1
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_statement_inside_a_statement_of_its_own_transaction_or_snapshot_is_refused_at_once(path: Path) -> None:
+    """No self-deadlock. Written down: an SQL function uses the block, or the snapshot, whose statement called it."""
+    inner: list[Any] = []
+
+    def again() -> int:
+        with pytest.raises(safedb.ReentrancyError, match="under way"):
+            inner[0].execute("SELECT 1")
+        return 1
+
+    with safedb.connect(path, schema="CREATE TABLE t (v)", functions={"again": (again, 0)}) as db:
+        with db.transaction() as tx:
+            inner.append(tx)
+            tx.execute("INSERT INTO t VALUES (again())")
+        with db.snapshot() as snap:
+            inner[0] = snap
+            assert snap.execute("SELECT again()").scalar() == 1
+            assert list(snap.iterate("SELECT again() FROM t")) == [(1,)]
+            assert snap.execute("SELECT v FROM t").scalar() == 1

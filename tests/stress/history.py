@@ -65,7 +65,7 @@ Outcome = Literal["ok", "failed", "unknown"]
 
 @dataclass(slots=True)
 class Txn:
-    """Be one transaction; of one that failed, or whose outcome is unknown, ``ops`` is what it was to write."""
+    """Be a transaction; of one that failed, or whose outcome is unknown, ``ops`` is what it was to write, in order."""
 
     session: str
     begin: int
