@@ -258,6 +258,7 @@ class Groups:
 
     def submit(self, job: Job) -> Any:
         """Bring ``job`` to its verdict: return its value, or raise its error."""
+        self._writer.check_process()  # before any lock: a fork may have copied it held
         if self._turns.locked():
             self.refuse_own_queue()
         try:

@@ -157,7 +157,6 @@ class Writer:
 
     def lock(self, deadline: float) -> None:
         """Take the side files' lock, or raise `LockTimeout` at the deadline; refuse to write to a file that is gone."""
-        self.check_process()
         self.deadline = deadline
         side = self.side
         if side is not None and not side.try_acquire():
@@ -198,7 +197,6 @@ class Writer:
         Who has it has the file open, so that closing ours neither cuts nor removes the WAL; and where ours is the last
         connection after all, SQLite sees to that under a lock of its own (H4).
         """
-        self.check_process()
         if self.side is not None and not self.side.try_acquire():
             self.side.acquire(time.monotonic() + MOMENT)
 
