@@ -66,7 +66,7 @@ PLACES: dict[str, tuple[str, float]] = {
     "rollback": ("undone", 0),
     "before COMMIT": ("function", 0),
     "COMMIT": ("many", 1),
-    "after COMMIT": ("function", 0),
+    "after COMMIT": ("many", 0),
     "checkpoint": ("checkpoint", 2),
     "VACUUM": ("vacuum", 4),
     "snapshot": ("snapshot", 0),
@@ -75,6 +75,8 @@ PLACES: dict[str, tuple[str, float]] = {
     "opening": ("statement", 12),
     "closing": ("statement", 6),
 }
+SURE = ("execute", "returning", "executemany", "block", "script")
+"""Kinds of writes that never fail by themselves."""
 UNDONE = (
     "statement", "executemany", "script", "function", "block", "savepoint", "rollback", "before COMMIT", "backup",
 )  # fmt: skip
@@ -118,6 +120,8 @@ class Aim:
         """Die, if one of these is the place, and it is time."""
         if self.place not in places:
             return
+        if self.place == "after COMMIT" and not getattr(self.about, "sure", False):
+            return  # what may fail is not in every COMMIT that comes of it: one may have nothing left in it
         with self._guard:
             self._turn -= 1
             if self._turn != 0:
@@ -186,7 +190,7 @@ class Bookkeeper:
         self._count += 1
         name = f"{self._name}.{self._count}"
         self._journal.note(ANNOUNCED, name, kind, parts)
-        self._aim.about.write = name
+        self._aim.about.write, self._aim.about.sure = name, kind in SURE
         try:
             yield name
         except (safedb.IntegrityError, Undo) as error:
@@ -198,7 +202,7 @@ class Bookkeeper:
             self._journal.note(ACKNOWLEDGED, name)
             self._last = name, parts
         finally:
-            self._aim.about.write = None
+            self._aim.about.write, self._aim.about.sure = None, False
 
     def _row(self, name: str, part: int = 0) -> Row:
         return row(name, part, self._chance.choice(BODIES), self._chance.randint(1, ACCOUNTS))
