@@ -6,7 +6,6 @@ and holds back nobody's acknowledgement.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 import weakref
@@ -17,7 +16,7 @@ from typing import TypeVar
 from safedb import errors
 from safedb.config import ResolvedRetryPolicy
 from safedb.retry import classify, is_unknown_commit
-from safedb.sqlite.deserted import is_on_stack
+from safedb.sqlite.deserted import frames, is_on_stack
 from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.groups import Groups, Job
 from safedb.sqlite.session import Session
@@ -58,7 +57,7 @@ class Block(Job):
     @property
     def lives(self) -> bool:
         """Tell whether the thread that entered it lives; another may have its number by now."""
-        return self.owner.is_alive() and self.thread in sys._current_frames()
+        return self.owner.is_alive() and self.thread in frames()
 
     def lend(self) -> Lease:
         """Give what user code holds."""

@@ -8,16 +8,56 @@ as it lasts. Where it is not there any more, nobody will ever give the turn up, 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import threading
 from types import FrameType
 
+_looking = threading.Lock()
+_COLLECTS_INSIDE = sys.version_info < (3, 12)
 _HERE = os.path.dirname(__file__)  # noqa: PTH120 - compared with a string
 
 
 def is_on_stack(ident: int, thing: object, *names: str) -> bool:
     """Tell whether the thread is inside a function of this package that has ``thing`` in a variable of these names."""
-    frame: FrameType | None = sys._current_frames().get(ident)
+    return _is_below(frames().get(ident), thing, names)
+
+
+def is_on_own_stack(thing: object, *names: str) -> bool:
+    """Tell the same of the calling thread: of a signal handler, say, in the middle of what it interrupted."""
+    return _is_below(sys._getframe(1), thing, names)
+
+
+def frames() -> dict[int, FrameType]:
+    """Give the frame of each thread that runs Python, by ident.
+
+    Before 3.12 making the frames may start a garbage collection, under a lock of the interpreter's: where what is
+    collected lets another thread run, and that one starts or looks at threads, all wait for ever
+    (https://github.com/python/cpython/issues/106883). So none is started meanwhile.
+    """
+    if not _COLLECTS_INSIDE:
+        return sys._current_frames()
+    with _looking:  # else one would switch on again what the next has just switched off
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return sys._current_frames()
+        finally:
+            if enabled:
+                gc.enable()
+
+
+def _after_fork_in_child() -> None:
+    global _looking
+    _looking = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _is_below(frame: FrameType | None, thing: object, names: tuple[str, ...]) -> bool:
     while frame is not None:
         if frame.f_code.co_filename.startswith(_HERE) and _knows(frame, thing, names):
             return True

@@ -76,7 +76,7 @@ from safedb.config import ResolvedRetryPolicy
 from safedb.retry import INTERRUPT, classify, code_of, is_busy, is_unknown_commit
 from safedb.sql import shorten
 from safedb.sqlite.connections import SLICE
-from safedb.sqlite.deserted import is_on_stack
+from safedb.sqlite.deserted import is_on_own_stack, is_on_stack
 from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.session import Restart, Session
 from safedb.sqlite.turns import ABOARD, CROWDED, HOLDING, LOBBY, NEW, SERVED, WAITING, Ticket, Turns
@@ -286,7 +286,7 @@ class Groups:
 
     def refuse_own_queue(self) -> None:
         """Raise where this thread is inside the queue already, below in its stack: it would wait for its own lock."""
-        if is_on_stack(get_ident(), self._turns, "self"):
+        if is_on_own_stack(self._turns, "self"):
             raise errors.ReentrancyError(
                 f"this thread is about to write to {self._writer.name}, or has just done so: a signal handler, or a "
                 "__del__ that the garbage collector runs, cannot do the same in between. Let it set a flag, or hand "

@@ -14,7 +14,6 @@ keeper never uses a connection that its thread is using::
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from safedb import errors
 from safedb.config import ResolvedRetryPolicy
 from safedb.retry import INTERRUPT, code_of, is_busy, name_of, run_again
 from safedb.sql import Statement
+from safedb.sqlite.deserted import frames
 from safedb.sqlite.driver import sqlite3
 from safedb.sqlite.readers import Reader, WritesAfterAll, read_error
 from safedb.sqlite.writer import DRIVER_ERRORS, Outcome, Values
@@ -125,7 +125,7 @@ class SnapshotSession:
     @property
     def wanted(self) -> bool:
         """Tell whether its block is not left, and its thread lives; another may have its number by now."""
-        return not self.left and self.owner.is_alive() and self.ident in sys._current_frames()
+        return not self.left and self.owner.is_alive() and self.ident in frames()
 
     def close(self) -> Reader | None:
         """End the read transaction and give the reader up, once."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import wait_until
+from support import process_group, wait_until
 
 import safedb
 from safedb.sqlite.keeper import QUIET_TICKS, Keeper
@@ -255,3 +257,44 @@ def test_a_hook_that_raises_whatever_it_may_ends_no_watch(
             assert told.wait(30)
         with pytest.raises(safedb.QueryCanceled):
             db.execute(forever, timeout=0.3)
+
+
+LOOK = """
+import gc, sys, threading, time
+from safedb.sqlite.deserted import frames
+
+class Cycle:
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        time.sleep(0)  # lets another thread run, as closing a connection does
+
+end = time.monotonic() + 3
+def look():
+    while time.monotonic() < end:
+        assert threading.get_ident() in frames()
+        for _ in range(20):
+            Cycle()
+def start():
+    while time.monotonic() < end:
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+gc.set_threshold(5, 2, 2)
+threads = [threading.Thread(target=call) for call in (look, start, start)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print("done", gc.isenabled())
+"""
+
+
+@pytest.mark.slow
+def test_to_look_at_threads_hangs_nobody_whatever_is_collected_meanwhile(tmp_path: Path) -> None:
+    """Before Python 3.12 a collection inside `sys._current_frames` may hang the process (gh-106883).
+
+    Written down: threads begin and end, rubbish is collected at every turn, and its end lets another thread run.
+    """
+    with process_group([sys.executable, "-c", LOOK], stdout=subprocess.PIPE) as process:
+        assert process.communicate(timeout=90)[0] == "done True\n"
