@@ -241,7 +241,7 @@ BEFORE = {
     "stopped": "server.stop()",
     "killed": "server.kill()",
     "without a postmaster": "server.kill_postmaster()",
-    "a fork holds the pipe": "if os.fork() == 0:\n    print(os.getpid(), flush=True)\n    time.sleep(600)\n",
+    "a fork holds the pipe": "if (fork := os.fork()) == 0:\n    time.sleep(600)\nprint(fork, flush=True)\n",
 }
 
 
