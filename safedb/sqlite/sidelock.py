@@ -313,9 +313,9 @@ class _Files:
 
     def close(self, close: Callable[[int], None] = os.close) -> None:  # at the interpreter's end there is no `os`
         """Close both numbers, once; only for the last reference, and for a forked child."""
-        turn, self.turn = self.turn, -1
-        gate, self.gate = self.gate, -1
-        for number in (turn, gate):
+        for name in ("turn", "gate"):
+            number = getattr(self, name, -1)  # an interrupt may have come before there was any
+            setattr(self, name, -1)
             if number >= 0:
                 close(number)
 
