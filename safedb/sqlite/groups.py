@@ -259,7 +259,7 @@ class Groups:
     def submit(self, job: Job) -> Any:
         """Bring ``job`` to its verdict: return its value, or raise its error."""
         self._writer.check_process()  # before any lock: a fork may have copied it held
-        if self._turns.locked():
+        if self._turns.locked() or self._turns.waiting:
             self.refuse_own_queue()
         try:
             state = self._turns.take(job, job.deadline)
