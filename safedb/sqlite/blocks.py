@@ -216,8 +216,7 @@ class Blocks:
     def take(self, job: Job) -> None:
         """Take a turn by the job's deadline, or raise."""
         self._writer.check_process()
-        if self._turns.locked() or self._turns.waiting:
-            self._groups.refuse_own_queue()
+        self._groups.refuse_own_queue()
         if self._turns.take(job, job.deadline) is not HOLDING or time.monotonic() >= job.deadline:
             raise self._groups.too_late(job)
         self._groups.note_turn(job)

@@ -259,8 +259,7 @@ class Groups:
     def submit(self, job: Job) -> Any:
         """Bring ``job`` to its verdict: return its value, or raise its error."""
         self._writer.check_process()  # before any lock: a fork may have copied it held
-        if self._turns.locked() or self._turns.waiting:
-            self.refuse_own_queue()
+        self.refuse_own_queue()
         try:
             state = self._turns.take(job, job.deadline)
             while state is HOLDING:
@@ -285,7 +284,14 @@ class Groups:
         return job.value
 
     def refuse_own_queue(self) -> None:
-        """Raise where this thread is inside the queue already, below in its stack: it would wait for its own lock."""
+        """Raise where this thread is inside the queue already, below in its stack: it would wait for itself.
+
+        To look costs as much as a write, so it is done where it may be so: while somebody is in the critical section,
+        or while somebody waits and this is the main thread, whose signal handlers run in the middle of its wait.
+        """
+        turns = self._turns
+        if not turns.locked() and not (turns.waiting and get_ident() == threading.main_thread().ident):
+            return
         if is_on_own_stack(self._turns, "self"):
             raise errors.ReentrancyError(
                 f"this thread is about to write to {self._writer.name}, or has just done so: a signal handler, or a "
