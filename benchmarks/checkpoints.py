@@ -12,24 +12,37 @@ The result is printed as Markdown. It needs two minutes; with ``--short`` some s
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import random
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import safedb
-from benchmarks import machine
-from benchmarks.measure import Race, Spread, race
+from benchmarks import machine, verify
+from benchmarks.case import Outcome, Synchronous, Waits
+from benchmarks.figures import THROUGHPUT, Figure, wait
+from benchmarks.loops import Actor, closed
+from benchmarks.measure import Spread
+from benchmarks.peers.peer import PAYLOAD, Lane, Place
 from benchmarks.report import spread
-from benchmarks.rivals import PATIENCE, PAYLOAD, BusyTimeout, OneLock, Rival, Safe, Synchronous, Write
+from safedb.sqlite.driver import Connection, connect
 
+PATIENCE = 60.0  # seconds that a write may wait, on every side: nobody is to lose by giving up
+HEAD_START = 0.02  # seconds from when all threads are ready until they begin
 THREADS = 4
 BEFORE = 50_000  # rows that are there already: an index of some hundred pages
 OLD = THREADS  # whose they are
@@ -44,6 +57,7 @@ SETTINGS: dict[str, dict[str, int]] = {
     OFTEN: {"checkpoint_pages": 4_000, "wal_limit": 64 * 1024 * 1024},
     OFF: {"checkpoint_pages": 0, "wal_limit": 0},
 }
+USUAL, RARE, LONGEST = (wait(part, "write") for part in (0.5, 0.999, 1.0))
 LOCK, BUSY = "by hand, one lock", "by hand, busy timeout"
 
 
@@ -52,53 +66,136 @@ def row(thread: int, number: int) -> tuple[int, int, int, str]:
     return thread, number, random.getrandbits(40), PAYLOAD
 
 
-class HandLock(OneLock):
-    """One connection, and a lock around each transaction; SQLite checkpoints at 1000 pages."""
+class Rival(ABC):
+    """Be one way to write into a database of its own."""
 
-    name = LOCK
+    def __init__(self, name: str, place: Place) -> None:
+        self.name, self.place = name, place
+        self.written = [verify.Written(thread, 0, []) for thread in range(THREADS)]
 
-    def writer(self) -> Write:
-        execute, lock = self._connection.execute, self._lock
+    @abstractmethod
+    def lane(self) -> Lane:
+        """Give a thread what it writes by; called in that thread."""
 
-        def write(thread: int, number: int) -> None:
-            with lock:
-                execute("BEGIN IMMEDIATE")
-                execute(INSERT, row(thread, number))
-                execute("COMMIT")
+    def close(self) -> None:  # noqa: B027
+        """Close everything."""
 
-        return write
+    def verify(self) -> None:
+        """Look for every row that was acknowledged."""
+        with closing(connect(str(self.place.path))) as connection:
+            verify.rows(connection, verify.Before(BEFORE, 0), self.written)
+            verify.sound(connection)
 
 
-class HandBusy(BusyTimeout):
-    """A connection for each thread, which waits for the others by SQLite's own polling."""
+class HandLane(Lane):
+    """Write by hand; SQLite checkpoints at 1000 pages, inside whatever COMMIT passes them."""
 
-    name = BUSY
+    def __init__(self, connection: Connection, turn: AbstractContextManager[Any], rest: Callable[[], None]) -> None:
+        self._execute, self._turn, self._rest = connection.execute, turn, rest
 
-    def writer(self) -> Write:
-        super().writer()
-        execute = self._own.connection.execute
-
-        def write(thread: int, number: int) -> None:
+    def write(self, thread: int, number: int) -> None:
+        execute = self._execute
+        with self._turn:
             execute("BEGIN IMMEDIATE")
             execute(INSERT, row(thread, number))
             execute("COMMIT")
 
-        return write
+    def rest(self) -> None:
+        self._rest()
 
 
-class Kept(Safe):
-    """Write by ``db.execute``; the keeper checkpoints as it does, more rarely, or never."""
+class HandLock(Rival):
+    """One connection, and a lock around each transaction."""
 
-    def __init__(self, path: Path, synchronous: Synchronous, name: str) -> None:
-        Rival.__init__(self, path)
-        self.name = name
-        settings = SETTINGS[name]
-        pragmas = safedb.Pragmas(synchronous=synchronous, **settings)  # type: ignore[arg-type]
-        self.db = safedb.connect(path, pragmas=pragmas, retry=safedb.RetryPolicy(timeout=PATIENCE))
+    def __init__(self, place: Place) -> None:
+        super().__init__(LOCK, place)
+        self._connection, self._lock = _open(place), threading.Lock()
 
-    def writer(self) -> Write:
-        execute = self.db.execute
-        return lambda thread, number: execute(INSERT, row(thread, number))
+    def lane(self) -> Lane:
+        return HandLane(self._connection, self._lock, lambda: None)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class HandBusy(Rival):
+    """A connection for each thread, which waits for the others by SQLite's own polling."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(BUSY, place)
+
+    def lane(self) -> Lane:
+        connection = _open(self.place)
+        return HandLane(connection, nullcontext(), connection.close)
+
+
+def _open(place: Place) -> Connection:
+    connection = connect(str(place.path), timeout=place.timeout, isolation_level=None, check_same_thread=False)
+    for name, value in place.pragmas.items():
+        connection.execute(f"PRAGMA {name} = {value}")
+    return connection
+
+
+class KeptLane(Lane):
+    """Write by ``db.execute``."""
+
+    def __init__(self, db: safedb.Database) -> None:
+        self._execute = db.execute
+
+    def write(self, thread: int, number: int) -> None:
+        self._execute(INSERT, row(thread, number))
+
+
+class Kept(Rival):
+    """Write by safedb; the keeper checkpoints as it does, more rarely, or never."""
+
+    def __init__(self, name: str, place: Place) -> None:
+        super().__init__(name, place)
+        pragmas = safedb.Pragmas(synchronous=place.synchronous, **SETTINGS[name])  # type: ignore[arg-type]
+        self._db = safedb.connect(place.path, pragmas=pragmas, retry=safedb.RetryPolicy(timeout=place.timeout))
+
+    def lane(self) -> Lane:
+        return KeptLane(self._db)
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def race(rival: Rival, seconds: float) -> Outcome:
+    """Let the threads write as fast as they can for ``seconds``; a write that was begun is finished."""
+    actors: list[Actor] = []
+    window = [0.0, 0.0]
+
+    def set_window() -> None:
+        window[0] = time.monotonic() + HEAD_START
+        window[1] = window[0] + seconds
+
+    ready = threading.Barrier(THREADS, set_window)
+
+    def run(thread: int) -> None:
+        try:
+            lane = rival.lane()
+            actor = Actor(lane, "write", thread, 0)
+            actor.number = rival.written[thread].number
+            actors.append(actor)
+            ready.wait()
+        except BaseException:
+            ready.abort()  # else the others would wait for this thread
+            raise
+        closed(actor, window[0], window[1])
+        lane.rest()
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(run, range(THREADS)))
+    for actor in actors:
+        before = rival.written[actor.thread]
+        rival.written[actor.thread] = verify.Written(actor.thread, actor.number, [*before.doubtful, *actor.doubtful])
+    return Outcome(
+        seconds=seconds,
+        counts=[[actor.done for actor in actors]],
+        waits={"write": Waits.of(itertools.chain.from_iterable(actor.writes for actor in actors))},
+        errors=dict(sum((actor.errors for actor in actors), Counter())),
+    )
 
 
 class Peak:
@@ -130,34 +227,36 @@ class Heats:
     """Be the outcome of one mode: by rival, its races in their order, and the greatest size of its log in bytes."""
 
     synchronous: str
-    races: dict[str, list[Race]] = field(default_factory=dict)
+    races: dict[str, list[Outcome]] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)
 
-    def ratio(self, first: str, second: str, figure: str = "p999") -> Spread:
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values."""
+        races = {name: [one.to_json() for one in some] for name, some in self.races.items()}
+        return {"synchronous": self.synchronous, "races": races, "peaks": self.peaks}
+
+    def spread(self, name: str, figure: Figure) -> Spread:
+        """Sum up one figure of a rival's races."""
+        return Spread.of([figure.of(one) for one in self.races[name]])
+
+    def ratio(self, first: str, second: str, figure: Figure) -> Spread:
         """Give, heat by heat, a figure of ``first`` as a multiple of that of ``second``."""
         pairs = zip(self.races[first], self.races[second], strict=True)
-        return Spread.of([getattr(a, figure) / getattr(b, figure) for a, b in pairs])
+        return Spread.of([figure.of(a) / figure.of(b) for a, b in pairs])
 
 
 @contextmanager
 def rivals(folder: Path, synchronous: Synchronous) -> Iterator[list[Rival]]:
     """Open all of them, each on a database of its own that has rows in it; look afterwards whether all are there."""
     made: list[Rival] = []
-    makers: Mapping[str, Callable[[Path], Rival]] = {
-        "lock": lambda path: HandLock(path, synchronous),
-        "busy": lambda path: HandBusy(path, synchronous),
-        "safe": lambda path: Kept(path, synchronous, SAFEDB),
-        "often": lambda path: Kept(path, synchronous, OFTEN),
-        "off": lambda path: Kept(path, synchronous, OFF),
-    }
+    makers: list[Callable[[Place], Rival]] = [HandLock, HandBusy, *(partial(Kept, name) for name in SETTINGS)]
     with ExitStack() as stack:
-        for name, make in makers.items():
-            path = folder / f"{name}-{synchronous}.db"
+        for number, make in enumerate(makers):
+            path = folder / f"{number}-{synchronous}.db"
             with safedb.connect(path, schema=SCHEMA) as db:
                 db.executemany(INSERT, [row(OLD, number) for number in range(BEFORE)])
-            rival = make(path)
+            rival = make(Place(path, synchronous=synchronous, timeout=PATIENCE))
             stack.callback(rival.close)
-            rival.acknowledged[OLD] = BEFORE
             made.append(rival)
         yield made
     for rival in made:
@@ -173,11 +272,11 @@ def run_heats(folder: Path, synchronous: Synchronous, *, heats: int, seconds: fl
             {rival.name: 0 for rival in all_of_them},
         )
         for rival in all_of_them:
-            race(rival, threads=1, seconds=0.2)  # does not count
+            race(rival, 0.2)  # does not count
         for number in range(heats):
             for rival in all_of_them if number % 2 else reversed(all_of_them):
-                with Peak(rival.path) as peak:
-                    found.races[rival.name].append(race(rival, threads=THREADS, seconds=seconds))
+                with Peak(rival.place.path) as peak:
+                    found.races[rival.name].append(race(rival, seconds))
                 found.peaks[rival.name] = max(found.peaks[rival.name], peak.bytes)
     return found
 
@@ -191,21 +290,18 @@ def markdown(about: machine.Machine, modes: list[Heats]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for heats in modes:
-        for name, races in heats.races.items():
+        for name in heats.races:
             cells = [
                 heats.synchronous,
                 name,
-                *(
-                    spread(Spread.of([getattr(one, figure) * factor for one in races]))
-                    for figure, factor in (("rate", 1), ("p50", 1e3), ("p999", 1e3), ("longest", 1e3))
-                ),
+                *(spread(heats.spread(name, figure)) for figure in (THROUGHPUT, USUAL, RARE, LONGEST)),
                 f"{heats.peaks[name] / 1e6:.1f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| synchronous | p99.9 of | as a multiple of | min … median … max |", "|---|---|---|---|"]
     for heats in modes:
         for one, other in ((SAFEDB, LOCK), (SAFEDB, BUSY), (SAFEDB, OFF), (OFTEN, OFF)):
-            lines.append(f"| {heats.synchronous} | {one} | {other} | {spread(heats.ratio(one, other))} |")
+            lines.append(f"| {heats.synchronous} | {one} | {other} | {spread(heats.ratio(one, other, RARE))} |")
     return "\n".join(lines)
 
 
@@ -222,12 +318,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="safedb-checkpoints-", dir=given.folder) as name:
         folder = Path(name).resolve()
         about = machine.describe(folder)
-        for synchronous in ("FULL", "NORMAL"):
+        both: tuple[Synchronous, ...] = ("FULL", "NORMAL")
+        for synchronous in both:
             print(f"… {synchronous}", file=sys.stderr)
             modes.append(run_heats(folder, synchronous, heats=heats, seconds=seconds))
     print(markdown(about, modes))
     if given.json is not None:
-        whole = {"machine": asdict(about), "modes": [asdict(heats) for heats in modes]}
+        whole = {"machine": asdict(about), "modes": [heats.to_json() for heats in modes]}
         given.json.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -7,17 +7,23 @@ import platform
 import sys
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 
 from safedb.sqlite.driver import sqlite3
 
 FLUSHES = 200
+CHANGED = 1.5  # times: a disk whose flushes take so much longer or shorter than before is told
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Be the machine's data; ``flush`` is the median of seconds for flushing 4 KiB that were overwritten."""
+    """Be the machine's data; ``flush`` is the median of seconds for flushing 4 KiB that were overwritten.
+
+    ``memory``: bytes. ``load``: programs that wanted a core, in the mean of the last minute. ``apsw``: the version of
+    its own SQLite, "" where it is not installed. ``after``: ``flush`` once more at the end, 0.0 where nobody looked.
+    """
 
     cores: int
     processor: str
@@ -26,14 +32,22 @@ class Machine:
     flush: float
     python: str
     sqlite: str
+    memory: int = 0
+    load: float = 0.0
+    apsw: str = ""
+    after: float = 0.0
 
     def lines(self) -> list[str]:
         """Tell it in Markdown."""
+        after = f"; afterwards {self.after * 1e3:.3f} ms" if self.after else ""
+        if self.after and not 1 / CHANGED < self.after / self.flush < CHANGED:
+            after += " (**the disk has changed its pace meanwhile**)"
         return [
-            f"- {self.cores} cores ({self.processor}), {self.system}",
+            f"- {self.cores} cores ({self.processor}), {self.memory / 1e9:.1f} GB, {self.system}; "
+            f"load average {self.load:.1f} at the beginning",
             f"- file system {self.filesystem}; a flush (fdatasync after overwriting 4 KiB) takes "
-            f"{self.flush * 1e3:.3f} ms, {1 / self.flush:,.0f} a second",
-            f"- Python {self.python}, SQLite {self.sqlite}",
+            f"{self.flush * 1e3:.3f} ms, {1 / self.flush:,.0f} a second{after}",
+            f"- Python {self.python}, SQLite {self.sqlite}{f', that of apsw {self.apsw}' if self.apsw else ''}",
         ]
 
 
@@ -47,6 +61,9 @@ def describe(folder: Path) -> Machine:
         flush=flush_time(folder),
         python=f"{platform.python_version()} ({platform.python_implementation()})",
         sqlite=sqlite3.sqlite_version,
+        memory=_memory(),
+        load=os.getloadavg()[0],
+        apsw=_apsw(),
     )
 
 
@@ -72,6 +89,17 @@ def flush_time(folder: Path, flushes: int = FLUSHES) -> float:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _apsw() -> str:
+    try:
+        return str(import_module("apsw").sqlite_lib_version())
+    except ImportError:
+        return ""
 
 
 def _processor() -> str:

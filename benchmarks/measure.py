@@ -1,4 +1,4 @@
-"""How it is measured: pairs of batches in turn, and races of many threads for a fixed time.
+"""How calls are measured whose ratio is near 1: in batches, in turn, in one process.
 
 The machine's pace changes from second to second (other programs, its clock, its disk). So no two figures are compared
 that were not taken one right after the other: a ratio is that of a pair, and what is reported is the median of many.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
-
-from benchmarks.rivals import Rival
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +96,25 @@ class Together:
             thread.join()
 
     def _run(self) -> None:
-        self._begin.wait()
-        while not self._over:
-            try:
-                for _ in range(self._each):
-                    self._work()
-            except BaseException:
-                self._end.abort()  # else the others would wait for this thread
-                self._begin.abort()
-                raise
-            self._end.wait()
-            self._begin.wait()
+        try:
+            with self._working() as work:
+                self._begin.wait()
+                while not self._over:
+                    for _ in range(self._each):
+                        work()
+                    self._end.wait()
+                    self._begin.wait()
+        except threading.BrokenBarrierError:
+            pass  # another has said why
+        except BaseException:
+            self._end.abort()  # else the others would wait for this thread
+            self._begin.abort()
+            raise
+
+    @contextmanager
+    def _working(self) -> Iterator[Callable[[], object]]:
+        """Give a thread, in which this is called, what it has to do."""
+        yield self._work
 
 
 def _batch(work: Callable[[], object], calls: int) -> float:
@@ -115,112 +122,6 @@ def _batch(work: Callable[[], object], calls: int) -> float:
     for _ in range(calls):
         work()
     return (time.perf_counter() - started) / calls
-
-
-@dataclass(frozen=True, slots=True)
-class Race:
-    """Be what many threads did in a fixed time. Times are seconds; ``rate`` is acknowledged writes a second.
-
-    ``longest`` is the longest wait of all, also of those that ended in an error.
-    """
-
-    rate: float
-    p50: float
-    p99: float
-    p999: float
-    longest: float
-    fairness: float
-    failed: int
-
-    @classmethod
-    def of(cls, laps: Sequence[Lap], shares: Sequence[int]) -> Race:
-        """Sum up what one process or several did at the same time; ``shares``: between whom it was to be fair."""
-        ordered = sorted(wait for lap in laps for waits in lap.waits for wait in waits) or [0.0]
-        return cls(
-            rate=sum(lap.rate for lap in laps),
-            p50=ordered[len(ordered) // 2],
-            p99=ordered[int(len(ordered) * 0.99)],
-            p999=ordered[int(len(ordered) * 0.999)],
-            longest=max(ordered[-1], *(wait for lap in laps for wait in lap.refused), 0.0),
-            fairness=jain(shares),
-            failed=sum(len(lap.refused) for lap in laps),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Lap:
-    """Be what the threads of one process did: how many writes each in ``seconds``, and how long every write took.
-
-    ``refused``: how long those took that failed.
-    """
-
-    seconds: float
-    counts: list[int]
-    waits: list[list[float]]
-    refused: list[float]
-
-    @property
-    def rate(self) -> float:
-        """Give the acknowledged writes a second."""
-        return sum(self.counts) / self.seconds
-
-
-def race(rival: Rival, *, threads: int, seconds: float) -> Race:
-    """Let ``threads`` threads write as fast as they can for ``seconds``; a write that was begun is finished."""
-    lap = run_lap(rival, threads=threads, seconds=seconds)
-    return Race.of([lap], lap.counts)
-
-
-def run_lap(rival: Rival, *, threads: int, seconds: float, first: int = 0, begin: float = 0.0) -> Lap:
-    """Do what `race` says; the threads are numbered from ``first``, and begin at ``begin`` (`time.monotonic`)."""
-    barrier = threading.Barrier(threads + 1)
-    waits: list[list[float]] = [[] for _ in range(threads)]
-    refused: list[float] = []
-    over = threading.Event()
-    lanes = [
-        threading.Thread(
-            target=_lane, args=(rival, first + number, barrier, wait, refused, over), name=f"lane-{number}"
-        )
-        for number, wait in enumerate(waits)
-    ]
-    for lane in lanes:
-        lane.start()
-    time.sleep(max(0.0, begin - time.monotonic()))
-    barrier.wait()
-    started = time.perf_counter()
-    time.sleep(seconds)
-    counts = [len(wait) for wait in waits]
-    elapsed = time.perf_counter() - started
-    over.set()
-    for lane in lanes:
-        lane.join()
-    for number, wait in enumerate(waits):
-        rival.acknowledged[first + number] += len(wait)
-    return Lap(elapsed, counts, waits, refused)
-
-
-def _lane(
-    rival: Rival,
-    number: int,
-    barrier: threading.Barrier,
-    waits: list[float],
-    refused: list[float],
-    over: threading.Event,
-) -> None:
-    write = rival.writer()
-    clock, is_over, first = time.perf_counter, over.is_set, rival.acknowledged[number]
-    barrier.wait()
-    try:
-        while not is_over():
-            started = clock()
-            try:
-                write(number, first + len(waits))
-            except Exception:
-                refused.append(clock() - started)
-                continue
-            waits.append(clock() - started)
-    finally:
-        rival.rest()
 
 
 def jain(shares: Sequence[float]) -> float:

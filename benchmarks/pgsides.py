@@ -21,8 +21,10 @@ import psycopg
 import psycopg_pool
 
 import safedb
-from benchmarks.rivals import PATIENCE, PAYLOAD, Wrong
+from benchmarks.peers.peer import PAYLOAD
+from benchmarks.verify import Wrong
 
+PATIENCE = 60.0  # seconds that a write may wait: nobody is to lose by giving up
 SIZE = 8  # connections in each pool
 ROWS = 1000  # of the table that is read
 MANY = 10_000  # rows of one executemany

@@ -1,12 +1,7 @@
-"""Races on a slower disk: the same races in a child whose every flush sleeps first (`slowflush.c`, by LD_PRELOAD).
-
-The child measures its own flush, so that a shim which had no effect is seen.
-"""
+"""A slower disk: a shim (`slowflush.c`, by LD_PRELOAD) that lets every flush of a process sleep first."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
 import sys
@@ -36,17 +31,3 @@ def build(folder: Path) -> Path:
     if built.returncode:
         raise NotHere(f"{compiler} did not build the shim: {built.stderr.strip()}")
     return shim
-
-
-def run(shim: Path, module: str, arguments: list[str], *, delay: float) -> object:
-    """Run ``python -m module`` with every flush ``delay`` seconds slower; give what it printed as JSON."""
-    environment = os.environ | {"LD_PRELOAD": str(shim), "SLOWFLUSH_MICROSECONDS": str(round(delay * 1e6))}
-    child = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        env=environment,
-        cwd=SOURCE.parent.parent,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(child.stdout)

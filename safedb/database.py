@@ -26,7 +26,7 @@ from safedb.config import (
 from safedb.engine import Engine
 from safedb.result import Result
 from safedb.rows import RowFactory, tuple_row
-from safedb.sql import split
+from safedb.sql import prepare, split
 from safedb.stats import Event, Stats
 from safedb.transaction import Snapshot, Transaction, check_rows
 
@@ -84,6 +84,7 @@ def connect(
         raise errors.ConfigError(f"schema= takes DDL as a str, or several of them, not {schema!r}")
     foreign = {"functions": functions, "collations": collations, "replicas": replicas, "serial_writes": serial_writes}
     _refuse_foreign(settings.target.dialect, foreign)
+    prepare(settings.target.dialect)
     # The imports are here and not above: `import safedb` loads no driver and no tenacity.
     if settings.target.dialect == "sqlite":
         from safedb import sqlite

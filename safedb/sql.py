@@ -23,7 +23,7 @@ from safedb.lexer import DIALECTS, Dialect, Token, place, tokenize
 from safedb.routing import Route, examine, outside_parentheses
 from safedb.types import Adapter
 
-__all__ = ["Params", "Route", "Statement", "check_many", "check_stale", "parse", "shorten", "split"]
+__all__ = ["Params", "Route", "Statement", "check_many", "check_stale", "parse", "prepare", "shorten", "split"]
 
 Params = Sequence[Any] | Mapping[str, Any] | None
 
@@ -149,6 +149,11 @@ def _count(number: int) -> str:
 
 def _colons(names: Sequence[str]) -> str:
     return ", ".join(f":{name}" for name in names) or "none"
+
+
+def prepare(dialect: str) -> None:
+    """Compile what reads SQL, here and once: many threads would do it all at once, and each would wait for all."""
+    tokenize("", DIALECTS[dialect])
 
 
 def parse(sql: str, dialect: str = "sqlite") -> Statement:

@@ -9,7 +9,7 @@ logged on the ``safedb`` logger as well: what slows things down at WARNING, what
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,14 @@ class Timer:
         if seconds > self.longest:
             self.longest = seconds
         self.histogram[min(int(seconds * 1e6).bit_length(), BUCKETS - 1)] += 1
+
+    def add_many(self, durations: Sequence[float]) -> None:
+        """Count several."""
+        self.total += sum(durations)
+        self.longest = max(self.longest, *durations)
+        histogram, last = self.histogram, BUCKETS - 1
+        for seconds in durations:
+            histogram[min(int(seconds * 1e6).bit_length(), last)] += 1
 
     def snapshot(self) -> Waits:
         """Freeze the present state."""

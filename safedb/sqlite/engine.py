@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from safedb import errors
 from safedb.config import ResolvedPoolConfig, ResolvedPragmas, ResolvedRetryPolicy
@@ -405,7 +405,7 @@ class SqliteEngine:
     def refuse_own_turn(self) -> None:
         """Raise where this thread has the turn already: an SQL function or a hook calls from inside it."""
         holder = self.turns.holder
-        if isinstance(holder, Job) and holder.thread == threading.get_ident() and holder.at_work:
+        if holder is not None and holder.thread == threading.get_ident() and cast("Job", holder).at_work:
             raise errors.ReentrancyError(
                 f"this thread is running a statement on {self.name}: to write to it, or to close it, from an SQL "
                 "function, a collation, an on_event hook or a signal handler would wait for itself"
@@ -581,7 +581,7 @@ class SqliteEngine:
         # Who has the turn, and waits with it for another process, is about to run a statement that must be watched.
         waiting = self.turns.holder is not None or self.turns.waiting > 0 or bool(self.readers.opening)
         running = watched.phase is not IDLE or watched.until < math.inf
-        return limited or waiting or running or bool(self.readers.busy())
+        return limited or waiting or running or self.turns.is_delivering or bool(self.readers.busy())
 
     def _mend(self) -> None:
         """Give up what threads have left that died, or were interrupted while they cleared up."""

@@ -67,6 +67,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from threading import get_ident
 from time import monotonic, sleep
 from typing import Any, cast
@@ -97,6 +98,7 @@ from safedb.stats import Counters, Hooks, Overrun, Retried, SlowWait
 SLOW_WAIT = 1.0  # seconds in the queue after which an event tells of it
 SLOW_COMMIT = 0.01  # seconds from which on a COMMIT is looked at: was it late for anybody?
 SLOW_FLUSH = 0.0005  # seconds: below this nobody waits for company
+FEW = 16  # rows up to which there is a text for each number of them; above, for its multiples
 ALIKE = 64  # rows that are inserted at once at the most: between such runs the clock is looked at
 MOST_VALUES = 900  # parameters of such a statement, within the smallest limit that SQLite is built with
 TEXTS = 1024  # such statements that are remembered
@@ -253,6 +255,7 @@ class Groups:
         self._open: Group | None = None  # the group whose transaction is open; for the keeper
         self._seen: Ticket | None = None  # who was next when the keeper looked last
         self._mending = threading.Lock()
+        self._main = threading.main_thread().ident  # a forked child makes all this anew
 
     # -- from a job to its verdict ------------------------------------------------------------------------------------
 
@@ -269,19 +272,28 @@ class Groups:
                 again = self._turns.take if job.state is NEW else self._turns.wait  # NEW: it was deposed
                 state = again(job, job.deadline)
         except BaseException as interrupt:
-            self._rescue(job, interrupt)
+            try:
+                self._rescue(job, interrupt)
+            finally:
+                self._give_up(job)
             raise
-        finally:
-            if self._turns.holder is job:
-                self._abandon(job, self._open)
-            self._turns.leave(job)
-            if self._turns.holder is job:  # an open group came in between
-                self._abandon(job, self._open)
+        holder = self._turns.holder
+        if holder is job or (holder is None and self._turns.queue):  # somebody was interrupted on the way to the next
+            self._give_up(job)
         if job.state is not SERVED:
             raise self.too_late(job)
         if job.error is not None:
             raise job.error
         return job.value
+
+    def _give_up(self, job: Job) -> None:
+        """Give up whatever ``job`` still has (the turn, an open group, its place in the queue), and call the next."""
+        self._turns.call_follower(job)
+        if self._turns.holder is job:
+            self._abandon(job, self._open)
+        self._turns.leave(job)
+        if self._turns.holder is job:  # an open group came in between
+            self._abandon(job, self._open)
 
     def refuse_own_queue(self) -> None:
         """Raise where this thread is inside the queue already, below in its stack: it would wait for itself.
@@ -290,7 +302,7 @@ class Groups:
         or while somebody waits and this is the main thread, whose signal handlers run in the middle of its wait.
         """
         turns = self._turns
-        if not turns.locked() and not (turns.waiting and get_ident() == threading.main_thread().ident):
+        if not turns.locked() and not (turns.queue and get_ident() == self._main):
             return
         if is_on_own_stack(self._turns, "self"):
             raise errors.ReentrancyError(
@@ -369,10 +381,18 @@ class Groups:
         if waited > SLOW_WAIT:
             self._hooks.emit(SlowWait(self._writer.name, waited, self.behind(job)))
 
-    def _note_boarded(self, boarded: list[Ticket]) -> None:
-        now = monotonic()
-        for ticket in boarded:
-            self._note_wait(ticket, now)
+    def _board(self, group: Group, *, beside: int = 0) -> list[StatementJob]:
+        """Take in the statements that wait, and count how long they did; ``beside`` others are in already."""
+        boarded = self._turns.board(self._most - len(group.members) - beside, group.aboard)
+        if boarded:
+            now = monotonic()
+            waits = [now - ticket.arrived for ticket in boarded]
+            if max(waits) > SLOW_WAIT:
+                for ticket in boarded:
+                    self._note_wait(ticket, now)
+            else:
+                self._counters.waits.add_many(waits)
+        return cast("list[StatementJob]", boarded)
 
     def _finish(self, job: Job) -> None:
         """Settle the holder's own job and give up the turn."""
@@ -381,7 +401,7 @@ class Groups:
 
     def _is_lone(self, job: StatementJob) -> bool:
         """Tell whether to spare BEGIN and COMMIT: nobody waits, and nobody came along last time."""
-        return not job.many and (self._company == 1 or job.alone) and self._turns.waiting == 0
+        return not job.many and (self._company == 1 or job.alone) and not self._turns.queue
 
     def _run_lone(self, job: StatementJob) -> None:
         """Run one statement as its own transaction (autocommit): BEGIN IMMEDIATE and COMMIT would do no more for it."""
@@ -429,6 +449,7 @@ class Groups:
         try:
             job.luggage = None
             if group is None:
+                self._turns.await_delivery()  # they would only take the interpreter's lock from each other
                 try:
                     writer.begin(job.deadline, job.policy)
                 except errors.Error as error:
@@ -448,7 +469,8 @@ class Groups:
             if isinstance(job, FunctionJob):
                 self._run_function(job, group)
             else:
-                self._run_members([cast("StatementJob", job)], group)
+                own = cast("StatementJob", job)
+                self._run_members([own, *(() if group.full else self._board(group, beside=1))], group)
             self._drive(job, group)
         except _Discarded:
             self._turns.leave(job)
@@ -460,10 +482,9 @@ class Groups:
         """Take in whoever comes, until nobody comes or the time is up; then commit, or let a function drive on."""
         turns = self._turns
         while not (group.full or self._is_full(group)):  # also before the first look: the own work may have taken long
-            boarded = turns.board(self._most - len(group.members), group.aboard)
+            boarded = self._board(group)
             if boarded:
-                self._note_boarded(boarded)
-                self._run_members(cast("list[StatementJob]", boarded), group)
+                self._run_members(boarded, group)
             elif turns.pass_on(job, group):
                 return
             elif not self._wait_for_company(group):
@@ -522,11 +543,12 @@ class Groups:
         first = jobs[position]
         if first.row is None or first.sql in self._unlike:
             return [first]
-        most = min(len(jobs) - position, ALIKE, MOST_VALUES // max(len(first.values), 1))
-        count = 1
-        while count < most and jobs[position + count].sql == first.sql and not jobs[position + count].many:
-            count += 1
-        return jobs[position : position + (1 << count.bit_length() - 1)]  # a power of two: few texts to prepare
+        most = min(ALIKE, MOST_VALUES // max(len(first.values), 1))
+        some = jobs[position : position + most]
+        if [job.sql for job in some if job.row is not None].count(first.sql) < len(some):
+            some = list(takewhile(lambda job: job.row is not None and job.sql == first.sql, some))
+        count = len(some)
+        return some[: count if count < FEW else count // FEW * FEW]  # so that there are few texts to prepare
 
     def _run_batch(self, batch: list[StatementJob], group: Group) -> None:
         """Run one statement, or many INSERTs of one row as one: each changes one row or none, so the sum tells of each.
@@ -659,8 +681,9 @@ class Groups:
             self._commit_failed(job, group, error)
             return
         ended = monotonic()
-        self._flush += (ended - started - self._flush) / 8
-        self._committed(group)
+        # What it takes beyond a flush is a wait for the interpreter's lock: so down at once, and up by little.
+        self._flush = min(ended - started, self._flush + (ended - started) / 16)
+        self._committed(group, job)
         self._turns.leave(job)
         if ended - started > SLOW_COMMIT:
             self._tell_of_commit(group, started, ended)
@@ -671,17 +694,18 @@ class Groups:
         if late > 0:
             self._hooks.emit(Overrun(self._writer.name, "COMMIT", late))
 
-    def _committed(self, group: Group) -> None:
+    def _committed(self, group: Group, job: Job) -> None:
         """Deliver every verdict: from here on the writes are acknowledged (unless their file was taken away)."""
         members = group.members
         doubt = self._writer.doubt()
         self._company = len(members)
         self._suspicious = max(0, self._suspicious - 1)
         self._counters.committed(len(members))
-        for member in members:
-            if doubt is not None and member.error is None:
-                member.value, member.error = None, doubt
-            member.settle()
+        if doubt is not None:
+            for member in members:
+                if member.error is None:
+                    member.value, member.error = None, doubt
+        self._turns.deliver(members, job)
         self._open = None
 
     def _commit_failed(self, job: Job, group: Group, error: sqlite3.Error) -> None:
@@ -783,7 +807,7 @@ class Groups:
         if group is not None and group.committing and not writer.in_transaction:
             writer.release()  # COMMIT returned: an error of SQLite's own would have come here as itself
             if self._open is group:
-                self._committed(group)
+                self._committed(group, job)
         else:
             if group is not None:
                 group.committing = False  # first: a second look would find no transaction, and take it for committed

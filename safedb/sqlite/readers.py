@@ -11,7 +11,10 @@ readers in use, is guarded so that no reader lies idle while somebody waits::
     idle.append(reader)                     under the mutex: waiters.append(me)
     waiters? → under the mutex: match       under the mutex: match
 
-Whichever comes second sees what the first has done, and `_match` gives idle readers to waiters in their order.
+Whichever comes second sees what the first has done, and `_match` gives idle readers to waiters in their order. To hand
+every reader to a sleeping thread would cost a switch of threads for every read, ten times what a point read takes. So
+one is handed over every `PATIENCE` seconds; in between, threads that are running anyway take what lies idle, and the
+first waiter looks for itself now and then: nobody may come any more.
 
 A reader lost to an exception between two bytecodes is not counted for long: the pool knows its readers weakly.
 """
@@ -32,8 +35,11 @@ from safedb.retry import INTERRUPT, READONLY, classify, code_of, is_busy, run_ag
 from safedb.sql import shorten
 from safedb.sqlite.deserted import is_on_stack
 from safedb.sqlite.driver import sqlite3
+from safedb.sqlite.turns import raise_signal
 from safedb.sqlite.writer import DRIVER_ERRORS, STUBBORN, Outcome, Values
 from safedb.stats import PoolStats
+
+PATIENCE = 0.001  # seconds: so often a reader is handed to a waiter; in between, running threads are faster
 
 
 class WritesAfterAll(Exception):
@@ -68,9 +74,10 @@ class Reader:
 
 
 class _Waiter:
-    __slots__ = ("reader", "reopen", "signal")
+    __slots__ = ("reader", "reopen", "signal", "waiting")
 
     def __init__(self) -> None:
+        self.waiting = True  # in the queue
         self.reopen = False  # look again: readers may be opened
         self.reader: Reader | None = None
         self.signal = threading.Lock()
@@ -90,6 +97,7 @@ class Readers:
         self._all: dict[int, weakref.ref[Reader]] = {}  # by id
         self.opening: dict[int, float] = {}  # the deadlines of threads that open a reader, by ident
         self._waited = 0
+        self._lent = 0.0  # when a reader was handed to a waiter last
         self._closed = False
         self._paused = False  # nobody is lent a reader, and those that come back are closed
         self._attention = False  # whether a reader that comes back must not simply lie idle: one look on the fast path
@@ -137,11 +145,12 @@ class Readers:
             return self._open()
         try:
             self._match()
-            waiter.signal.acquire(timeout=max(0.0, deadline - monotonic()))
+            self._wait(waiter, deadline)
         finally:
             with self._mutex:
-                if waiter in self._waiters:
+                if waiter.waiting:
                     self._waiters.remove(waiter)
+                    self._call_first()
         reader, waiter.reader = waiter.reader, None
         if reader is None:
             if self._closed:
@@ -153,6 +162,37 @@ class Readers:
                 "read from fewer threads, or raise max_size in PoolConfig"
             )
         return reader
+
+    def _wait(self, waiter: _Waiter, deadline: float) -> None:
+        """Wait until somebody lends a reader; who is first looks for itself too, for maybe nobody comes any more."""
+        while waiter.waiting and (remaining := deadline - monotonic()) > 0:
+            with self._mutex:
+                is_first = waiter.waiting and self._waiters[0] is waiter
+                if is_first and self.idle:
+                    self._lend()
+            waiter.signal.acquire(timeout=min(remaining, PATIENCE) if is_first else remaining)
+
+    def _lend(self) -> None:
+        """Give an idle reader to the first waiter; the mutex is held."""
+        try:
+            reader = self.idle.pop()
+        except IndexError:  # a running thread was faster
+            return
+        self._lent = monotonic()
+        self._dismiss(reader=reader)
+        self._call_first()
+
+    def _dismiss(self, *, reader: Reader | None = None, reopen: bool = False) -> None:
+        """Let the first waiter go, with what it has got; the mutex is held."""
+        waiter = self._waiters.popleft()
+        waiter.reader, waiter.reopen = reader, reopen
+        waiter.waiting = False
+        raise_signal(waiter.signal)
+
+    def _call_first(self) -> None:
+        """Tell a waiter that it is the first now; the mutex is held."""
+        if self._waiters:
+            raise_signal(self._waiters[0].signal)
 
     def _open(self) -> Reader:
         try:
@@ -171,17 +211,11 @@ class Readers:
         with self._mutex:
             if self._closed:
                 while self._waiters:
-                    self._waiters.popleft().signal.release()
+                    self._dismiss()
             if self._closed or self._paused:
                 self._close_idle()
-            while self._waiters and self.idle:
-                try:
-                    reader = self.idle.pop()
-                except IndexError:  # another thread was faster
-                    break
-                waiter = self._waiters.popleft()
-                waiter.reader = reader
-                waiter.signal.release()
+            elif self._waiters and monotonic() - self._lent > PATIENCE:
+                self._lend()
             self._attention = bool(self._waiters) or self._closed or self._paused
 
     # -- reading ----------------------------------------------------------------------------------------------------
@@ -261,9 +295,7 @@ class Readers:
         self._match()
         with self._mutex:
             if self._waiters and not self._paused and len(self._all) + len(self.opening) < self._most:
-                waiter = self._waiters.popleft()
-                waiter.reopen = True
-                waiter.signal.release()
+                self._dismiss(reopen=True)
 
     def everyone(self) -> list[Reader]:
         """List all readers, in use or not."""
@@ -312,9 +344,7 @@ class Readers:
         with self._mutex:
             self._paused, self._attention = False, self._closed
             while self._waiters:
-                waiter = self._waiters.popleft()
-                waiter.reopen = True
-                waiter.signal.release()
+                self._dismiss(reopen=True)
 
     def _close_idle(self) -> None:
         while True:

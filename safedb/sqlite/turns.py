@@ -53,9 +53,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 NEW = "new"  # not in the queue
 LOBBY = "lobby"  # the queue is full: waits for a place in it
@@ -66,8 +66,13 @@ SERVED = "served"  # the verdict is there
 LATE = "late"  # gave up at its deadline, out of the queue
 CROWDED = "crowded"  # gave up at its deadline, out of the lobby
 
+QUEUED = frozenset({WAITING, LOBBY})
+ASLEEP = QUEUED | {ABOARD}
+
 FOREVER = -1.0
 SLICE = 0.1  # seconds after which a ticket that is ABOARD looks at its state, if nobody wakes it before
+CONGESTED = 0.001  # seconds: who took so long to awake had to wait for the interpreter's lock, or for a processor
+DELIVERY = 0.005  # seconds that the next transaction is put off at the most, until all of the last are awake
 
 
 class LockLike(Protocol):
@@ -95,13 +100,16 @@ class Primitives(Protocol):
 class RealPrimitives:
     """Use the interpreter's own locks and clock."""
 
-    def lock(self) -> LockLike:
-        """Make a lock."""
-        return threading.Lock()
+    lock = staticmethod(threading.Lock)
+    monotonic = staticmethod(time.monotonic)
 
-    def monotonic(self) -> float:
-        """Tell the time."""
-        return time.monotonic()
+
+def raise_signal(signal: Any) -> None:
+    """Let whoever sleeps on this lock go on; raised twice it is still one signal."""
+    try:
+        signal.release()
+    except RuntimeError:  # it is raised already, and its sleeper has yet to look at the state
+        pass  # (contextlib.suppress costs ten times as much, on the path of every acknowledgement)
 
 
 class Ticket:
@@ -116,8 +124,11 @@ class Ticket:
     boards = False
     joins = False
     arrived = 0.0
+    thread = 0  # the ident of the one that brought it
     luggage: object = None  # what came with the turn: the open group, or None
     signal: LockLike | None = None  # made when the ticket first has to wait
+    follower: Ticket | None = None  # of those who were served together, the one to be woken next
+    called = 0.0  # when it was woken
 
     def settle(self) -> None:
         """Say that the verdict is there. Called once the work is committed, or is known to be lost."""
@@ -127,17 +138,14 @@ class Ticket:
     def wake(self) -> None:
         """Raise the signal; raised twice it is still one signal."""
         if self.signal is not None:
-            try:
-                self.signal.release()
-            except RuntimeError:  # it is raised already, and its sleeper has yet to look at the state
-                pass  # (contextlib.suppress costs ten times as much, on the path of every acknowledgement)
+            raise_signal(self.signal)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.state}{' boards' * self.boards}{' joins' * self.joins}>"
 
 
 class Turns:
-    """Hand out the one turn.
+    """Hand out the one turn. ``holder`` and ``queue`` may be looked at by anybody, and are changed here only.
 
     ``limit``: how many tickets may wait in the queue; further ones wait in the lobby. ``patience``: seconds after which
     a waiter is no longer overtaken by running threads.
@@ -157,32 +165,30 @@ class Turns:
         self._now = primitives.monotonic
         self._limit = limit
         self._patience = patience
-        self._queue: deque[Ticket] = deque()
+        self.queue: deque[Ticket] = deque()  # who waits
         self._lobby: deque[Ticket] = deque()
-        self._holder: Ticket | None = None
+        self.holder: Ticket | None = None  # who has the turn
         self._woken: Ticket | None = None  # has been woken, and has not yet answered
+        self._served: Sequence[Ticket] = ()  # those who were served together last, while not all of them are awake
+        self._seen: Sequence[Ticket] = ()  # the same, at the last look of `repair`
+        self._delivered = primitives.lock()  # a signal, raised or not: `await_delivery` clears it first
 
     def __repr__(self) -> str:
-        return f"<Turns holder={self._holder!r} waiting={self.waiting}>"
+        return f"<Turns holder={self.holder!r} waiting={self.waiting}>"
 
     @property
     def waiting(self) -> int:
         """Count the tickets that wait, in the queue and in the lobby."""
-        return len(self._queue) + len(self._lobby)
-
-    @property
-    def holder(self) -> Ticket | None:
-        """Tell who has the turn at this moment; for messages and statistics."""
-        return self._holder
+        return len(self.queue) + len(self._lobby)
 
     @property
     def next(self) -> Ticket | None:
         """Tell who is to answer: who has the turn, or else the head of the queue; for the keeper."""
-        holder = self._holder
+        holder = self.holder
         if holder is not None:
             return holder
         try:
-            return self._queue[0]
+            return self.queue[0]
         except IndexError:
             return None
 
@@ -196,8 +202,8 @@ class Turns:
         """
         with self._mutex:
             # Critical section: grant or queue. The common case is the first line alone.
-            if self._holder is None and (not self._queue or not self._impatient(self._queue[0])):
-                self._holder = ticket
+            if self.holder is None and (not self.queue or not self._impatient(self.queue[0])):
+                self.holder = ticket
                 ticket.state = HOLDING
                 return HOLDING
             called = self._enqueue(ticket)
@@ -207,20 +213,18 @@ class Turns:
 
     def wait(self, ticket: Ticket, deadline: float) -> str:
         """Sleep until the ticket is HOLDING or SERVED, or its deadline has passed while it waited in the queue."""
-        signal = cast("LockLike", ticket.signal)  # `_enqueue` made it
-        while True:
-            aboard = ticket.state is ABOARD
+        signal: Any = ticket.signal  # `_enqueue` made it
+        state = ticket.state
+        while state in ASLEEP:
+            aboard = state is ABOARD
             remaining = SLICE if aboard else deadline - self._now()
             late = (remaining <= 0 or not signal.acquire(True, remaining)) and not aboard  # a slice is no deadline
             state = ticket.state
-            if state is SERVED:
-                return SERVED
-            if state is HOLDING:
-                return HOLDING
-            if state is not ABOARD:
+            if state in QUEUED:
                 state = self._answer(ticket, late)
-                if state is not WAITING and state is not LOBBY and state is not ABOARD:
-                    return state
+        if state is SERVED:
+            self.call_follower(ticket)
+        return state
 
     def _answer(self, ticket: Ticket, late: bool) -> str:
         """Answer a wake-up: take the free turn, sleep again, or leave at the deadline. Return the state."""
@@ -229,11 +233,11 @@ class Turns:
             # Critical section: one of the three, whole.
             if self._woken is ticket:
                 self._woken = None
-                if self._holder is None:
-                    self._holder = ticket
+                if self.holder is None:
+                    self.holder = ticket
                     ticket.luggage = None
                     ticket.state = HOLDING
-                    self._remove(self._queue, ticket)
+                    self._remove(self.queue, ticket)
                     self._fill_queue()
             if late and ticket.state in (WAITING, LOBBY):
                 called = self._drop(ticket)
@@ -249,17 +253,17 @@ class Turns:
         which nobody has taken yet, is not given up: others have their work in there.
         """
         if (
-            self._holder is not ticket
+            self.holder is not ticket
             and ticket.state not in (WAITING, LOBBY)
-            and not (self._queue and self._forgotten())
+            and not (self.queue and self._forgotten())
         ):
             return
         with self._mutex:
             # Critical section: from the state follows what is to be done.
-            if self._holder is ticket:
+            if self.holder is ticket:
                 if ticket.luggage is not None:
                     return
-                self._holder = None
+                self.holder = None
                 if ticket.state is HOLDING:
                     ticket.state = NEW
                 called = self._call_next()
@@ -278,12 +282,69 @@ class Turns:
         the turn and calling the next leaves nobody who will.
         """
         called = None
-        if self._queue and self._forgotten():
+        if self.queue and self._forgotten():
             with self._mutex:
                 called = self._call_next()
-        for ticket in (self._holder, self._woken, called):
+        for ticket in (self.holder, self._woken, called):
             if ticket is not None:
                 ticket.wake()
+        late, self._seen = self._seen, self._served
+        if late is self._served:  # since the last look, and not all are awake
+            for ticket in late:
+                ticket.wake()
+            self._served = ()
+
+    # -- the verdicts ---------------------------------------------------------------------------------------------
+
+    def deliver(self, tickets: Sequence[Ticket], driver: Ticket) -> None:
+        """Say of all that the verdict is there, and wake the first of them but for the driver, who is awake.
+
+        The others are woken by `call_follower`, each by the one before it.
+        """
+        asleep = [ticket for ticket in tickets if ticket is not driver and ticket.signal is not None]
+        self._served = asleep
+        follower = None
+        for ticket in reversed(asleep):
+            ticket.follower = follower
+            follower = ticket
+        for ticket in tickets:
+            ticket.state = SERVED
+        if follower is not None:
+            follower.called = self._now()
+            follower.wake()
+
+    def call_follower(self, ticket: Ticket) -> None:
+        """Wake the next of those who were served together; all of them, where this one has come late itself."""
+        follower = ticket.follower
+        if follower is not None:
+            now = self._now()
+            follower.called = now
+            if now - ticket.called > CONGESTED:
+                self._call_all(follower)
+            raise_signal(follower.signal)
+            ticket.follower = None
+        elif self._served and self._served[-1] is ticket:
+            self._served = ()
+            raise_signal(self._delivered)
+
+    def _call_all(self, ticket: Ticket) -> None:
+        """Wake all that would be woken after ``ticket``."""
+        while (follower := ticket.follower) is not None:
+            ticket.follower = None
+            raise_signal(follower.signal)
+            ticket = follower
+
+    @property
+    def is_delivering(self) -> bool:
+        """Tell whether some of those who were served together may be asleep."""
+        return bool(self._served)
+
+    def await_delivery(self) -> None:
+        """Wait a little until all who were served together last are awake; for the holder only."""
+        if self._served:
+            self._delivered.acquire(False)  # raised before, while nobody waited
+            if self._served:
+                self._delivered.acquire(True, DELIVERY)
 
     # -- the holder's side ----------------------------------------------------------------------------------------
 
@@ -292,39 +353,38 @@ class Turns:
 
         They are also appended to ``aboard``, each before it leaves the queue: an interrupt loses none.
         """
-        if not self._queue:  # a look without the mutex: who comes later is seen by the next look, or by `leave`
+        if not self.queue:  # a look without the mutex: who comes later is seen by the next look, or by `leave`
             return []
-        taken: list[Ticket] = []
+        first = len(aboard)
         with self._mutex:
             # Critical section: the holder answers for a ticket before its state says so.
-            queue = self._queue
-            while queue and len(taken) < most and queue[0].boards:
-                ticket = queue[0]
+            queue = self.queue
+            while queue and most and (ticket := queue[0]).boards:
                 aboard.append(ticket)
                 ticket.state = ABOARD
                 queue.popleft()
-                taken.append(ticket)
-                if self._woken is ticket:
-                    self._woken = None  # the turn is held: nobody need be awake
+                most -= 1
+            if self._woken is not None and self._woken.state is ABOARD:
+                self._woken = None  # the turn is held: nobody need be awake
             self._fill_queue()
-        return taken
+        return aboard[first:]
 
     def pass_on(self, ticket: Ticket, luggage: object) -> bool:
         """Give the turn with ``luggage`` to the head of the queue if it joins; the giver is ABOARD from then on.
 
         Return whether it was given. The luggage (an open group) never lies about without a holder.
         """
-        if not self._queue:
+        if not self.queue:
             return False
         with self._mutex:
             # Critical section: one holder, then the other.
-            if self._holder is not ticket or not self._queue or not self._queue[0].joins:
+            if self.holder is not ticket or not self.queue or not self.queue[0].joins:
                 return False
             if ticket.signal is None:
                 ticket.signal = self._closed_signal()
             if ticket.state is HOLDING:  # else it has had its verdict, and only drove on for the others
                 ticket.state = ABOARD
-            called = self._give(self._queue[0], luggage)
+            called = self._give(self.queue[0], luggage)
         called.wake()
         return True
 
@@ -336,10 +396,10 @@ class Turns:
         """
         with self._mutex:
             # Critical section: the queue changes by one C call.
-            queued = set(map(id, self._queue))
+            queued = set(map(id, self.queue))
             back = [ticket for ticket in tickets if id(ticket) not in queued]
             back.reverse()
-            behind = self._queue[0].arrived if self._queue else self._now()
+            behind = self.queue[0].arrived if self.queue else self._now()
             for ticket in back:
                 if ticket.signal is None:
                     ticket.signal = self._closed_signal()
@@ -347,15 +407,15 @@ class Turns:
                     ticket.arrived = behind
                 behind = ticket.arrived
                 ticket.state = WAITING
-            self._queue.extendleft(back)
+            self.queue.extendleft(back)
             for ticket in back:
                 ticket.wake()  # it sleeps without a deadline, and has one again
 
     def depose(self, ticket: Ticket) -> None:
         """Take the turn from a holder whose thread is busy elsewhere (user code); it must `take` again."""
         with self._mutex:
-            if self._holder is ticket:
-                self._holder = None
+            if self.holder is ticket:
+                self.holder = None
                 ticket.state = NEW
             called = self._call_next()
         if called is not None:
@@ -365,7 +425,7 @@ class Turns:
 
     def _forgotten(self) -> bool:
         """Tell whether the queue, if there is one, waits for nobody: an interrupt came before `_call_next`."""
-        return self._holder is None and self._woken is None
+        return self.holder is None and self._woken is None
 
     def _impatient(self, head: Ticket) -> bool:
         return self._now() - head.arrived > self._patience
@@ -379,13 +439,13 @@ class Turns:
         if ticket.signal is None:
             ticket.signal = self._closed_signal()
         ticket.arrived = self._now()
-        if len(self._queue) < self._limit:
+        if len(self.queue) < self._limit:
             ticket.state = WAITING
-            self._queue.append(ticket)
+            self.queue.append(ticket)
         else:
             ticket.state = LOBBY
             self._lobby.append(ticket)
-        return self._call_next() if self._holder is None else None
+        return self._call_next() if self.holder is None else None
 
     def _drop(self, ticket: Ticket) -> Ticket | None:
         """Take a waiter out of the queue or the lobby at its deadline, and pass on a wake-up that it had."""
@@ -393,7 +453,7 @@ class Turns:
             self._woken = None
         if ticket.state is WAITING:
             ticket.state = LATE
-            self._remove(self._queue, ticket)
+            self._remove(self.queue, ticket)
         else:
             ticket.state = CROWDED
             self._remove(self._lobby, ticket)
@@ -407,19 +467,19 @@ class Turns:
             pass
 
     def _fill_queue(self) -> None:
-        while self._lobby and len(self._queue) < self._limit:
+        while self._lobby and len(self.queue) < self._limit:
             ticket = self._lobby[0]
             if ticket.state is LOBBY:  # else an interrupt came before the last line
                 ticket.state = WAITING
-                self._queue.append(ticket)
+                self.queue.append(ticket)
             self._lobby.popleft()
 
     def _give(self, ticket: Ticket, luggage: object) -> Ticket:
         """Make the head of the queue the holder, whether or not it is awake; the caller wakes it."""
         ticket.luggage = luggage
-        self._holder = ticket
+        self.holder = ticket
         ticket.state = HOLDING
-        self._queue.popleft()
+        self.queue.popleft()
         if self._woken is ticket:
             self._woken = None
         self._fill_queue()
@@ -431,9 +491,9 @@ class Turns:
         Return who is to be woken, outside of the mutex: it would only wake up to wait for that.
         """
         self._fill_queue()
-        if self._holder is not None or not self._queue:
+        if self.holder is not None or not self.queue:
             return None
-        head = self._queue[0]
+        head = self.queue[0]
         if self._impatient(head):
             return self._give(head, None)
         if self._woken is None:
@@ -443,10 +503,10 @@ class Turns:
 
     def check(self) -> None:
         """Assert the invariants; the caller makes sure that no critical section is under way."""
-        if self._queue and self._holder is None:
-            assert self._woken is not None, f"a lost wake-up: {self._queue}"
-            assert self._woken in self._queue, f"{self._woken} was woken, and is not in the queue"
-        assert not self._lobby or len(self._queue) >= self._limit, "a place in the queue, and someone in the lobby"
-        assert self._holder is None or self._holder.state in (HOLDING, SERVED, WAITING), f"holder {self._holder}"
-        assert all(ticket.state is WAITING for ticket in self._queue), f"in the queue: {self._queue}"
+        if self.queue and self.holder is None:
+            assert self._woken is not None, f"a lost wake-up: {self.queue}"
+            assert self._woken in self.queue, f"{self._woken} was woken, and is not in the queue"
+        assert not self._lobby or len(self.queue) >= self._limit, "a place in the queue, and someone in the lobby"
+        assert self.holder is None or self.holder.state in (HOLDING, SERVED, WAITING), f"holder {self.holder}"
+        assert all(ticket.state is WAITING for ticket in self.queue), f"in the queue: {self.queue}"
         assert all(ticket.state is LOBBY for ticket in self._lobby), f"in the lobby: {self._lobby}"

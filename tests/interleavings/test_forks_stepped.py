@@ -132,7 +132,7 @@ class KeepsTheWaitersAndLeaves(SteppedEngine):
 
     def begin_anew(self) -> None:
         turns, job = copy.copy(self.turns), self._forking
-        turns._queue, turns._lobby = turns._queue.copy(), turns._lobby.copy()
+        turns.queue, turns._lobby = turns.queue.copy(), turns._lobby.copy()
         super().begin_anew()
         self.turns = self.groups._turns = self.blocks._turns = turns
         if job is not None:

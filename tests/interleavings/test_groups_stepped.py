@@ -120,7 +120,7 @@ def test_a_planted_function_that_goes_on_after_its_turn_was_taken_is_found(monke
             watch.phase, watch.until = RUNNING, math.inf
 
     monkeypatch.setattr(Session, "end", end)
-    with pytest.raises(Failure, match=r"is used by|is used beside|acknowledged|invariant"):
+    with pytest.raises(Failure, match=r"is used by|is used beside|acknowledged|invariant|LockTimeout"):
         explore(scenario(MIXES["slow functions"]), range(1000))
 
 

@@ -295,7 +295,7 @@ class World:
 
     def in_order(self) -> None:
         """Assert that no waiter was overtaken who had waited longer than ``patience``."""
-        holder, queue = self.turns.holder, list(self.turns._queue)
+        holder, queue = self.turns.holder, list(self.turns.queue)
         if holder is not None and holder is not self.holder:
             ahead = self.line[: self.line.index(holder)] if holder in self.line else self.line
             impatient = [
@@ -408,9 +408,9 @@ class LosesWakeUps(Turns):
 
 class GrantsTwice(Turns):
     def take(self, ticket: Ticket, deadline: float) -> str:
-        if self._holder is None:
+        if self.holder is None:
             self._now()  # a look without the mutex, and another thread in between
-            self._holder = ticket
+            self.holder = ticket
             ticket.state = HOLDING
             return HOLDING
         return super().take(ticket, deadline)
@@ -428,7 +428,7 @@ class LeavesWithItsWakeUp(Turns):
     def _answer(self, ticket: Ticket, late: bool) -> str:
         with self._mutex:
             if late and ticket.state is WAITING:
-                self._queue.remove(ticket)
+                self.queue.remove(ticket)
                 ticket.state = LATE
                 return LATE
         return super()._answer(ticket, late)
@@ -439,7 +439,7 @@ class PutsBackSilently(Turns):
         with self._mutex:
             for ticket in reversed(list(tickets)):
                 ticket.state = WAITING
-                self._queue.appendleft(ticket)
+                self.queue.appendleft(ticket)
 
 
 class IsOvertaken(Turns):

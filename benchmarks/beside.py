@@ -1,0 +1,60 @@
+"""Another program at the same file, with plain `sqlite3`: ``python -m benchmarks.beside``, started by `lab`.
+
+It holds the write lock for a while in the middle of the window, or a read transaction all the time.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import closing
+from typing import Any
+
+from benchmarks.children import Parent, attend
+from benchmarks.loops import sleep_until
+
+HOLD = 1.0  # seconds, but no more than a third of the window
+TICK = 0.0001  # seconds between two attempts
+
+
+def work(parent: Parent) -> None:
+    """Do what the lab says, step by step."""
+    order = parent.hear()
+    with closing(sqlite3.connect(order["path"], timeout=0.0, isolation_level=None)) as connection:
+        if order["beside"] == "reader held":
+            connection.execute("BEGIN")
+        connection.execute("SELECT id FROM t LIMIT 1").fetchall()
+        parent.say({})
+        window = parent.hear()
+        held = 0.0
+        if order["beside"] == "lock held":
+            held = hold(connection, window["begin"], window["seconds"])
+        parent.say({"held": held})
+        parent.hear()
+
+
+def hold(connection: Any, begin: float, seconds: float) -> float:
+    """Hold the write lock in the middle of the window; give for how long.
+
+    It asks over and over as fast as it can, for the others leave it only moments.
+    """
+    length = min(HOLD, seconds / 3)
+    sleep_until(begin + (seconds - length) / 2)
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            break
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            if time.monotonic() > begin + seconds:
+                raise TimeoutError("the write lock was not to be had in the whole second half") from None
+        time.sleep(TICK)
+    got = time.monotonic()
+    time.sleep(length)
+    connection.execute("COMMIT")
+    return time.monotonic() - got
+
+
+if __name__ == "__main__":
+    attend(work)
