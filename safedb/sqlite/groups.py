@@ -449,7 +449,8 @@ class Groups:
         try:
             job.luggage = None
             if group is None:
-                self._turns.await_delivery()  # they would only take the interpreter's lock from each other
+                if len(self._turns.queue) < self._most:  # else the group is full as it is
+                    self._turns.await_delivery()
                 try:
                     writer.begin(job.deadline, job.policy)
                 except errors.Error as error:

@@ -43,6 +43,21 @@ clock and gives the turn back::
 state does so *before* it raises the signal, and the sleeper looks at the state *after* it has consumed it; a signal
 raised twice before the sleeper comes is one signal, after which the sleeper sees the newest state.
 
+**Verdicts go round.** After COMMIT a whole group is to be woken. All at once they would only take the interpreter's lock
+from each other, and from the next leader: two to three switches of threads for each write more than it needs. So each
+wakes the next, and the next leader waits until all are awake, and in the queue again if they will be::
+
+    L (has committed)         S1                         S2                       S3 (the next leader)
+    all are SERVED
+    wakes S1, gives up
+      the turn                wakes S2, returns
+    writes again: queued      writes again: queued       wakes the next …
+                                                                                  the last: writes again, has the turn;
+                                                                                    nobody is asleep: the group begins
+
+Who comes late to its call (another thread burns CPU) wakes several, so that they wait together, and the leader waits no
+more. A call that an exception has kept from being passed on is repeated by the keeper (`repair`).
+
 **Interrupts.** An exception can reach a thread between any two bytecodes. The critical sections record the new holder
 before anything else, and change the queue by one C call each; `leave` is idempotent, derives from the state what is
 to be done, and stands in the ``finally`` of every caller.
@@ -72,7 +87,8 @@ ASLEEP = QUEUED | {ABOARD}
 FOREVER = -1.0
 SLICE = 0.1  # seconds after which a ticket that is ABOARD looks at its state, if nobody wakes it before
 CONGESTED = 0.001  # seconds: who took so long to awake had to wait for the interpreter's lock, or for a processor
-DELIVERY = 0.005  # seconds that the next transaction is put off at the most, until all of the last are awake
+SEVERAL = 15  # so many more are woken then at once: they wait for it together, and not one after the other
+DELIVERY = 0.005  # seconds without anybody else awake, after which the next transaction is put off no more
 
 
 class LockLike(Protocol):
@@ -170,6 +186,7 @@ class Turns:
         self.holder: Ticket | None = None  # who has the turn
         self._woken: Ticket | None = None  # has been woken, and has not yet answered
         self._served: Sequence[Ticket] = ()  # those who were served together last, while not all of them are awake
+        self._awake: Ticket | None = None  # of them, who has awoken last
         self._seen: Sequence[Ticket] = ()  # the same, at the last look of `repair`
         self._delivered = primitives.lock()  # a signal, raised or not: `await_delivery` clears it first
 
@@ -302,7 +319,7 @@ class Turns:
         The others are woken by `call_follower`, each by the one before it.
         """
         asleep = [ticket for ticket in tickets if ticket is not driver and ticket.signal is not None]
-        self._served = asleep
+        self._served, self._awake = asleep, driver
         follower = None
         for ticket in reversed(asleep):
             ticket.follower = follower
@@ -314,25 +331,31 @@ class Turns:
             follower.wake()
 
     def call_follower(self, ticket: Ticket) -> None:
-        """Wake the next of those who were served together; all of them, where this one has come late itself."""
+        """Wake the next of those who were served together; several, where this one has come late itself."""
         follower = ticket.follower
         if follower is not None:
             now = self._now()
+            self._awake = ticket
             follower.called = now
             if now - ticket.called > CONGESTED:
-                self._call_all(follower)
+                self._call_several(follower, now)
             raise_signal(follower.signal)
             ticket.follower = None
         elif self._served and self._served[-1] is ticket:
             self._served = ()
             raise_signal(self._delivered)
 
-    def _call_all(self, ticket: Ticket) -> None:
-        """Wake all that would be woken after ``ticket``."""
-        while (follower := ticket.follower) is not None:
+    def _call_several(self, ticket: Ticket, now: float) -> None:
+        """Wake some of those behind ``ticket``, of whom the last goes on; nobody is to wait for their delivery."""
+        for _ in range(SEVERAL):
+            follower = ticket.follower
+            if follower is None:
+                break
             ticket.follower = None
+            follower.called = now
             raise_signal(follower.signal)
             ticket = follower
+        raise_signal(self._delivered)
 
     @property
     def is_delivering(self) -> bool:
@@ -340,11 +363,13 @@ class Turns:
         return bool(self._served)
 
     def await_delivery(self) -> None:
-        """Wait a little until all who were served together last are awake; for the holder only."""
-        if self._served:
-            self._delivered.acquire(False)  # raised before, while nobody waited
-            if self._served:
-                self._delivered.acquire(True, DELIVERY)
+        """Wait until all who were served together last are awake, or it is slow to go on; for the holder only."""
+        self._delivered.acquire(False)  # raised before, while nobody waited
+        awake = None
+        while self._served and self._awake is not awake:
+            awake = self._awake
+            if self._delivered.acquire(True, DELIVERY):
+                return
 
     # -- the holder's side ----------------------------------------------------------------------------------------
 
