@@ -43,9 +43,9 @@ clock and gives the turn back::
 state does so *before* it raises the signal, and the sleeper looks at the state *after* it has consumed it; a signal
 raised twice before the sleeper comes is one signal, after which the sleeper sees the newest state.
 
-**Verdicts go round.** After COMMIT a whole group is to be woken. All at once they would only take the interpreter's lock
-from each other, and from the next leader: two to three switches of threads for each write more than it needs. So each
-wakes the next, and the next leader waits until all are awake, and in the queue again if they will be::
+**Verdicts go round.** After COMMIT a whole group is to be woken. All at once they would only take the interpreter's
+lock from each other, and from the next leader: two to three switches of threads more than each write needs. So each
+wakes the next, and the next leader waits until all are awake, and in the queue again if they want to be::
 
     L (has committed)         S1                         S2                       S3 (the next leader)
     all are SERVED
