@@ -42,6 +42,8 @@ def main() -> None:
     try:
         python = prepare()
     except subprocess.CalledProcessError as error:
+        sys.exit(f"The environment could not be made (it takes pip, venv and the network): {error}")
+    except OSError as error:
         sys.exit(f"The environment could not be made: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

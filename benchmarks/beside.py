@@ -5,15 +5,15 @@ It holds the write lock for a while in the middle of the window, or a read trans
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from contextlib import closing
 from typing import Any
 
 from benchmarks.children import Parent, attend
 from benchmarks.loops import sleep_until
+from safedb.sqlite.driver import sqlite3
 
-HOLD = 1.0  # seconds, but no more than a third of the window
+HOLD = 1.0  # seconds, but no more than two thirds of the window
 TICK = 0.0001  # seconds between two attempts
 
 
@@ -38,7 +38,7 @@ def hold(connection: Any, begin: float, seconds: float) -> float:
 
     It asks over and over as fast as it can, for the others leave it only moments.
     """
-    length = min(HOLD, seconds / 3)
+    length = min(HOLD, seconds * 2 / 3)
     sleep_until(begin + (seconds - length) / 2)
     while True:
         try:

@@ -102,8 +102,8 @@ class Outcome:
     ``counts``: calls that ended well within ``seconds``, by process and thread. ``waits``: by kind of call (``write``,
     ``read``), errors included; in an open loop each counts from when it was due, and what was due and not begun at the
     end is in there with the time it had waited, and counted as ``unserved``. ``errors``: by the type's name.
-    ``cpu``: processor seconds (user and system) of all processes meanwhile. ``memory``: the sum of the processes'
-    peaks, ``before``: the same before the threads were started; bytes. ``wal``: the largest size of the log, bytes.
+    ``cpu``: processor seconds (user and system) of the case's processes meanwhile. ``memory``: the sum of their peaks,
+    ``before``: the same before the threads were started; bytes. ``wal``: the largest size of the log, bytes.
     ``acknowledged``: writes that returned, also while warming up; ``verified``: how many of them were found afterwards.
     ``failed``: why it could not be run, or what was wrong afterwards; then nothing else counts.
     """

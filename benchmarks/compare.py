@@ -12,34 +12,34 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import logging
+import os
 import re
 import shlex
-import shutil
 import signal
 import sqlite3
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from benchmarks import goals, imports, lab, machine, pairs, pictures, tables
+from benchmarks import goals, imports, lab, machine, model, pairs, pictures, tables
 from benchmarks.case import Case, Outcome, Run
 from benchmarks.markup import NOTHING, TIMES, head, line
 from benchmarks.peers import PEERS, peer
 from benchmarks.peers.peer import Peer
 from benchmarks.plan import REPEATS, SCENARIOS, Form, Step, able, chosen, estimate, has, plan, steps
-from benchmarks.results import Results
+from benchmarks.progress import Progress, clock, tell
+from benchmarks.results import Results, alone
 
 OUT = Path(".benchmarks", "results")
 INTERPRETERS: dict[Form, int] = {"short": 7, "long": 31}
 PAIRS: dict[Form, float] = {"short": 12.0, "long": 90.0}  # seconds that the pairs and the imports take
-GOALS, MACHINE, IN_TURN, WHO = "goals", "machine", "pairs", "peers"
+GOALS, MACHINE, IN_TURN, WHO, MODEL = "goals", "machine", "pairs", "peers", "model"
 SAVED = 20.0  # seconds between two savings: each keeps the disk busy
 INTERRUPTED = 130
 
@@ -53,7 +53,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--long", action="store_true", help="all of it, three times: more than half an hour")
     parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"where results go (default: {OUT})")
     parser.add_argument(
-        "--folder", type=Path, default=Path(), metavar="DIR", help="the disk that is meant (default: here)"
+        "--folder", type=_folder, default=".", metavar="DIR", help="the disk that is meant (default: here)"
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="only scenarios with such a word")
     parser.add_argument("--peers", nargs="+", default=[], metavar="WORD", help="only peers with such a word")
@@ -61,8 +61,10 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--list", action="store_true", help="show the cases and the time they take, and measure nothing"
     )
-    parser.add_argument("--render", type=Path, metavar="FILE", help="make tables and pictures of an older results.json")
-    parser.add_argument("--insert", type=Path, metavar="FILE", help="put the tables into this page, between its marks")
+    parser.add_argument(
+        "--render", type=_file, metavar="FILE", help="make tables and pictures of an older results.json"
+    )
+    parser.add_argument("--insert", type=_file, metavar="FILE", help="put the tables into this page, between its marks")
     return parser.parse_args(given)
 
 
@@ -76,10 +78,21 @@ def command(asked: argparse.Namespace) -> str:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
+def _folder(text: str) -> Path:
+    if not os.access(text, os.W_OK) or not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a folder that can be written to")
+    return Path(text)
+
+
+def _file(text: str) -> Path:
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
+    return Path(text)
 
 
 def selection(form: Form, only: Sequence[str], names: Sequence[str]) -> tuple[list[Case], list[str]]:
@@ -122,77 +135,6 @@ def _version(package: str) -> str:
 # -- doing it ---------------------------------------------------------------------------------------------------------
 
 
-class Progress:
-    """Tell on standard error what runs, and how long all of it will take still.
-
-    What a case takes is a guess, times what such cases have taken so far as a part of the guess.
-    """
-
-    def __init__(self, every: Sequence[Step], beyond: float = 0.0) -> None:
-        self._beyond = beyond
-        self.expect(every)
-        self._began = time.monotonic()
-        self._guessed: dict[str, float] = defaultdict(float)
-        self._taken: dict[str, float] = defaultdict(float)
-        self._live = sys.stderr.isatty()
-
-    def expect(self, every: Sequence[Step]) -> None:
-        """Take this for all that is to be done."""
-        self._left, self._all = [step.case for step in every], len(every)
-
-    @contextmanager
-    def case(self, case: Case) -> Iterator[None]:
-        """Tell that a case runs, and learn from the time it takes."""
-        number = self._all - len(self._left) + 1
-        self.say(f"{number}/{self._all} {tell(case)}")
-        began = time.monotonic()
-        yield
-        self._left.pop(0)
-        for key in (case.scenario, ""):
-            self._guessed[key] += estimate(case)
-            self._taken[key] += time.monotonic() - began
-
-    def say(self, text: str) -> None:
-        """Show one line with the time gone and the time left; a terminal keeps only the last one."""
-        shown = f"{text}, {clock(time.monotonic() - self._began)} gone, {clock(self.seconds_left)} left"
-        if self._live:
-            width = shutil.get_terminal_size().columns - 1  # a longer line would not be overwritten
-            shown = f"\r{shown[-width:]}\x1b[K"
-        print(shown, end="" if self._live else "\n", file=sys.stderr, flush=True)
-
-    @property
-    def seconds_left(self) -> float:
-        """Guess how long it will still take."""
-        return self._beyond + sum(estimate(case) * self._pace(case.scenario) for case in self._left)
-
-    def _pace(self, scenario: str) -> float:
-        key = scenario if scenario in self._guessed else ""
-        return self._taken[key] / self._guessed[key] if self._guessed[key] else 1.0
-
-    def end(self) -> None:
-        """Let what is printed next begin a line of its own."""
-        if self._live:
-            print(file=sys.stderr)
-
-
-def tell(case: Case) -> str:
-    """Describe a case in a line."""
-    parts = [f"{case.scenario}: {case.peer}", case.work]
-    threads = f"{case.threads} thread{'s' if case.threads > 1 else ''}"
-    parts.append(threads if case.processes == 1 else f"{case.processes} {TIMES} {threads}")
-    parts += [case.synchronous] if case.synchronous != "FULL" else []
-    parts += [f"flush +{case.flush * 1e3:g} ms"] if case.flush else []
-    parts += [f"{case.rows:,} rows"] if case.rows != 1000 else []
-    parts += [f"{case.rate:g}/s"] if case.rate is not None else []
-    parts += [f"switch {case.switch * 1e3:g} ms"] if case.switch != 0.005 else []
-    return " ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """Write minutes and seconds."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
 def measure(results: Results, cases: Sequence[Case], repeats: int, folder: Path, out: Path, *, whole: bool) -> None:
     """Run all of it, and save what there is now and then; ``whole``: with the pairs and the imports."""
     form: Form = "long" if results.form == "long" else "short"
@@ -230,13 +172,15 @@ def _server(stack: ExitStack, results: Results, every: list[Step], progress: Pro
     if all(step.case.dialect == "sqlite" for step in every):
         return "", every
     progress.say("starting PostgreSQL")
-    from benchmarks.pgsides import serving
+    from benchmarks import pgsides
 
     try:
-        return stack.enter_context(serving(None)), every
+        url = stack.enter_context(pgsides.serving(None))
     except (ImportError, RuntimeError) as error:
-        results.notes.append(f"PostgreSQL is left out: {str(error).partition(chr(10))[0]}")
+        results.notes.append(f"PostgreSQL is left out: {str(error).partition(chr(10))[0].removesuffix(' Tried:')}")
         return "", [step for step in every if step.case.dialect == "sqlite"]
+    results.notes.append(pgsides.server(url))
+    return url, every
 
 
 def _run(step: Step, place: Path, url: str) -> Outcome:
@@ -258,6 +202,7 @@ def sections(results: Results) -> dict[str, str]:
         GOALS: goals.markdown(goals.rows(results)),
         WHO: _peers(results.peers),
         **({IN_TURN: pairs.markdown(results.pairs)} if results.pairs else {}),
+        **({MODEL: foretold} if (foretold := model.markdown(results)) else {}),
         **tables.markdown(results.runs, results.peers),
     }
 
@@ -283,7 +228,8 @@ def render(results: Results, out: Path) -> list[Path]:
     page = out / "tables.md"
     found = sections(results)
     page.write_text("\n\n".join(f"## {name}\n\n{text}" for name, text in found.items()) + "\n", encoding="utf-8")
-    return [page, *pictures.draw(results.runs, out, results.peers, results.machine["flush"])]
+    drawn = pictures.draw(results.runs, out, results.peers, results.machine["flush"])
+    return [page, *drawn, *model.draw(results, out)]
 
 
 def insert(page: Path, found: dict[str, str]) -> None:
@@ -334,9 +280,6 @@ def main(given: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    logging.getLogger("safedb").setLevel(logging.ERROR)  # temporary folders are meant here
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left behind then either
-    asked.out.mkdir(parents=True, exist_ok=True)
     results = Results(
         form,
         datetime.now(UTC).isoformat(timespec="seconds"),
@@ -347,12 +290,19 @@ def main(given: Sequence[str] | None = None) -> int:
     file = asked.out / "results.json"
     status = 0
     try:
-        measure(results, cases, repeats, asked.folder, file, whole=whole)
-    except KeyboardInterrupt:
-        status = INTERRUPTED
-        print("\nInterrupted: what there is was kept.", file=sys.stderr)
-    if results.machine:
-        finish(results, asked.out, asked.insert)
+        with alone(asked.out):
+            logging.getLogger("safedb").setLevel(logging.ERROR)  # temporary folders are meant here
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left behind then either
+            try:
+                measure(results, cases, repeats, asked.folder, file, whole=whole)
+            except KeyboardInterrupt:
+                status = INTERRUPTED
+                print("\nInterrupted: what there is was kept.", file=sys.stderr)
+            if results.machine:
+                finish(results, asked.out, asked.insert)
+    except OSError as error:
+        print(f"This cannot be done: {error}", file=sys.stderr)
+        return 1
     print(f"- {file}")
     return status
 

@@ -211,7 +211,9 @@ def markdown(found: Sequence[Row]) -> str:
     """Write the table; what was not part of the run is told below it."""
     present = [row.line() for row in found if row.why != UNMEASURED]
     absent = dict.fromkeys(row.work for row in found if row.why == UNMEASURED)
-    lines = [*head(["work", "goal", "measured (min … median … max)", "met?"]), *present, ""] if present else []
+    if not present:
+        return "Nothing that there is a goal for was part of this run."
+    lines = [*head(["work", "goal", "measured (min … median … max)", "met?"]), *present, ""]
     if absent:
         lines.append(f"Not part of this run: {'; '.join(absent)}.")
     return "\n".join(lines).rstrip()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.case import Case
-from benchmarks.figures import MEMORY, OURS, PROCESSOR, REFUSED, THROUGHPUT, UNSERVED, Cell, ratio, wait
+from benchmarks.figures import FAIRNESS, MEMORY, OURS, PROCESSOR, REFUSED, THROUGHPUT, UNSERVED, Cell, ratio, wait
 from benchmarks.loads import apart, by_load, by_scenario, tell
 from benchmarks.markup import head, line, middle, times
 
@@ -53,7 +53,8 @@ def markdown(rivals: Sequence[Cell]) -> str:
         [
             "Every figure of every load in which an acknowledging peer is better than safedb by more than 10 % (median "
             "of the ratios within a repeat), found by the program and not chosen, the worst first. Looked at are "
-            "throughput, p50, p99.9, processor time, memory, errors, and whether it ran at all.",
+            "throughput, p50, p99.9, the longest wait, fairness, processor time, memory, errors, and whether it ran at "
+            "all.",
             "",
             *head(["scenario", "load", "figure", "safedb", "theirs (how many times better)"]),
             *(loss.line() for loss in found),
@@ -69,8 +70,10 @@ def _losses(case: Case, group: Sequence[Cell], load: str) -> Iterable[Loss]:
         text = f"failed {len(ours.failed)} of {len(ours.runs)} times" if ours.runs else "was not run"
         yield Loss(math.inf, case.scenario, load, "whether it ran", text, ", ".join(ran))
     kinds = sorted({kind for cell in group for kind in cell.kinds})
-    waits = [wait(part, kind, of=f" of {kind}s" if len(kinds) > 1 else "") for part in (0.5, 0.999) for kind in kinds]
-    for figure in (THROUGHPUT, *waits, PROCESSOR, MEMORY, REFUSED, UNSERVED):
+    waits = [
+        wait(part, kind, of=f" of {kind}s" if len(kinds) > 1 else "") for part in (0.5, 0.999, 1.0) for kind in kinds
+    ]
+    for figure in (THROUGHPUT, *waits, FAIRNESS, PROCESSOR, MEMORY, REFUSED, UNSERVED):
         found = [(ratio(cell, ours, figure) or 0.0, cell) for cell in others]
         better = sorted(((by, cell) for by, cell in found if by > MARGIN), key=lambda one: -one[0])
         if better:

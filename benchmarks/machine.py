@@ -57,7 +57,7 @@ def describe(folder: Path) -> Machine:
         cores=_cores(),
         processor=_processor(),
         system=f"{platform.system()} {platform.release()}",
-        filesystem=_filesystem(folder),
+        filesystem=filesystem(folder),
         flush=flush_time(folder),
         python=f"{platform.python_version()} ({platform.python_implementation()})",
         sqlite=sqlite3.sqlite_version,
@@ -110,7 +110,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _filesystem(folder: Path) -> str:
+def filesystem(folder: Path) -> str:
     """Name the file system of ``folder`` by the longest mount point above it; "unknown" where /proc does not tell."""
     mounts = Path("/proc/self/mounts")
     if not mounts.exists():

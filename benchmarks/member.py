@@ -17,6 +17,7 @@ from benchmarks import peers
 from benchmarks.case import Case, Waits
 from benchmarks.children import Message, Parent, attend
 from benchmarks.loops import Actor, burning, closed, opened, sleep_until
+from benchmarks.peak import peak
 from benchmarks.peers.peer import Peer, Place
 
 WARMING = 0.15  # seconds that all threads of a process together may warm up: with slow flushes not all come to it
@@ -132,21 +133,6 @@ def told(actors: list[Actor]) -> Message:
 def place_from_json(plain: Message) -> Place:
     """Read what the lab wrote of a place."""
     return Place(**{**plain, "path": Path(plain["path"])})
-
-
-def peak() -> int:
-    """Give the most memory that this process has had, in bytes.
-
-    On Linux by the kernel's account of this very program: what getrusage gives may be that of the process that
-    started it.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found if sys.platform == "darwin" else found * 1024
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from benchmarks.peak import peak
 from safedb.sqlite.driver import sqlite3
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,22 +97,7 @@ def stream(target: str, rows: int) -> None:
         if expected != rows:
             raise Wrong(f"{expected} rows came instead of {rows}")
         taken = time.perf_counter() - began
-    print(json.dumps({"before": before, "after": peak(), "rows": expected, "seconds": taken}))
-
-
-def peak() -> float:
-    """Give the most memory that this process has had, in MB.
-
-    On Linux by the kernel's account of this very program: what getrusage gives may be that of the process that
-    started it.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found / 1e6 if sys.platform == "darwin" else found * 1024 / 1e6
+    print(json.dumps({"before": before / 1e6, "after": peak() / 1e6, "rows": expected, "seconds": taken}))
 
 
 def line(engine: str, found: Peak) -> str:

@@ -21,6 +21,7 @@ import psycopg
 import psycopg_pool
 
 import safedb
+from benchmarks import machine
 from benchmarks.peers.peer import PAYLOAD
 from benchmarks.verify import Wrong
 
@@ -182,17 +183,23 @@ class Safe(Side):
         self._db.close()
 
 
-def about(url: str) -> list[str]:
-    """Tell in Markdown what server and driver the figures were taken with."""
+def server(url: str) -> str:
+    """Tell what server the figures were taken with; of one on this machine, also what its data lies on."""
     with psycopg.connect(url, autocommit=True) as connection:
         told = {
-            name: connection.execute("SELECT current_setting(%s)", (name,)).fetchone()
-            for name in ("server_version", "fsync", "synchronous_commit")
+            name: connection.execute("SELECT current_setting(%s, true)", (name,)).fetchone()
+            for name in ("server_version", "fsync", "synchronous_commit", "data_directory")
         }
-        place = "Unix socket" if connection.info.host.startswith("/") else "TCP"
-    version, flush, wait = (row[0] if row else "unknown" for row in told.values())
+        here = connection.info.host.startswith("/")
+    version, flush, wait, data = (row[0] if row else "unknown" for row in told.values())
+    place = f"Unix socket, its data on {machine.filesystem(Path(data))}" if here else "TCP"
+    return f"PostgreSQL {version} by {place}, fsync {flush}, synchronous_commit {wait}"
+
+
+def about(url: str) -> list[str]:
+    """Tell in Markdown what server and driver the figures were taken with."""
     return [
-        f"- PostgreSQL {version} by {place}, fsync {flush}, synchronous_commit {wait}; {SIZE} connections in each pool",
+        f"- {server(url)}; {SIZE} connections in each pool",
         f"- psycopg {psycopg.__version__} ({psycopg.pq.__impl__}, libpq {psycopg.pq.version()}), "
         f"psycopg_pool {psycopg_pool.__version__}",
     ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,26 @@ from benchmarks.case import Run
 
 RAW = "raw"  # one side of each pair: `sqlite3` by hand
 PART = 0.05  # of the ratios of a pair at either end that is left out: batches that the system stopped
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Make a folder for results, and keep out a second run: it would write the same files, and disturb the first.
+
+    Raises OSError where the folder cannot be had.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"nothing can be written to {folder}")
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"another run writes its results to {folder}") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Nothing is hidden: a run that failed is told with its reason, and so are errors 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks import losses
@@ -38,6 +38,7 @@ OTHER_WORK = "Other work"
 
 ACKNOWLEDGING = "acknowledging"
 OURS_MARK = "→ "
+FEW = 1000  # calls
 
 Peers = Mapping[str, Mapping[str, str]]
 
@@ -138,7 +139,7 @@ def _scenario(some: Sequence[Cell], *, ranked: bool) -> str:
     repeats = max(len(cell.runs) for cell in some)
     lasted = f"{' or '.join(f'{one:g}' for one in seconds)} s a run, {repeats} repeat{'s' if repeats > 1 else ''}"
     parts = [
-        f"{tell(some[0].case, shared)}; {lasted}.",
+        " ".join([f"{tell(some[0].case, shared)}; {lasted}.", *_caveats(some)]),
         _table([*who, *_speed(some, ranked=ranked)], rows, ranked=ranked),
         "\n".join(_notes(some, differ)),
         "<details><summary>CPU, memory, WAL and rows verified</summary>",
@@ -146,6 +147,17 @@ def _scenario(some: Sequence[Cell], *, ranked: bool) -> str:
         "</details>",
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _caveats(some: Sequence[Cell]) -> Iterator[str]:
+    """Tell what some figures of these cases do not say by themselves."""
+    counts = [waits.count for cell in some for outcome in cell.good for waits in outcome.waits.values()]
+    if counts and min(counts) < FEW:
+        yield f"Of fewer than {FEW:,} calls in a run, p99.9 is the longest wait."
+    if any(cell.case.beside == "burning" for cell in some):
+        yield "CPU is with that of the threads that compute."
+    if any(cell.case.dialect == "postgresql" for cell in some):
+        yield "CPU and memory are without the server's."
 
 
 def _rows(group: Sequence[Cell], *, split: bool) -> list[Row]:
@@ -179,10 +191,20 @@ def _cost(some: Sequence[Cell]) -> list[Column]:
     several = any(cell.case.processes > 1 for cell in some)
     return [
         *map(_figure, (PROCESSOR, MEMORY, ADDED)),
-        Column(LOG.name, text=lambda row: greatest(row.cell, LOG)),  # who writes less has less of it: no merit
+        Column(LOG.name, text=_log),  # who writes less has less of it: no merit
         *([_figure(EVENNESS)] if several else []),
-        Column("rows verified", text=lambda row: f"{sum(outcome.verified for outcome in row.cell.good):,}"),
+        Column("rows verified", text=_verified),
     ]
+
+
+def _log(row: Row) -> str:
+    return greatest(row.cell, LOG) if row.cell.case.dialect == "sqlite" else NOTHING  # a server's is not looked at
+
+
+def _verified(row: Row) -> str:
+    if row.cell.case.work in {"point", "range"}:
+        return NOTHING  # each is looked at as it is read
+    return f"{sum(outcome.verified for outcome in row.cell.good):,}"
 
 
 def _figure(figure: Figure) -> Column:

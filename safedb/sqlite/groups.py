@@ -268,6 +268,8 @@ class Groups:
             while state is HOLDING:
                 self._serve(job)
                 if job.state is SERVED:
+                    if job.signal is not None:  # it passed the group on, and already has its verdict
+                        self._turns.call_follower(job)
                     break
                 again = self._turns.take if job.state is NEW else self._turns.wait  # NEW: it was deposed
                 state = again(job, job.deadline)

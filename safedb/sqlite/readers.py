@@ -148,7 +148,7 @@ class Readers:
             self._wait(waiter, deadline)
         finally:
             with self._mutex:
-                if waiter.waiting:
+                if waiter.waiting or (self._waiters and self._waiters[0] is waiter):  # an interrupt kept it there
                     self._waiters.remove(waiter)
                     self._call_first()
         reader, waiter.reader = waiter.reader, None
@@ -168,7 +168,7 @@ class Readers:
         while waiter.waiting and (remaining := deadline - monotonic()) > 0:
             with self._mutex:
                 is_first = waiter.waiting and self._waiters[0] is waiter
-                if is_first and self.idle:
+                if is_first and self.idle and not self._paused:
                     self._lend()
             waiter.signal.acquire(timeout=min(remaining, PATIENCE) if is_first else remaining)
 
@@ -184,9 +184,10 @@ class Readers:
 
     def _dismiss(self, *, reader: Reader | None = None, reopen: bool = False) -> None:
         """Let the first waiter go, with what it has got; the mutex is held."""
-        waiter = self._waiters.popleft()
+        waiter = self._waiters[0]
         waiter.reader, waiter.reopen = reader, reopen
-        waiter.waiting = False
+        waiter.waiting = False  # before it leaves the queue: an interrupt in between would let it wait for nothing
+        self._waiters.popleft()
         raise_signal(waiter.signal)
 
     def _call_first(self) -> None:

@@ -186,8 +186,9 @@ class Turns:
         self.holder: Ticket | None = None  # who has the turn
         self._woken: Ticket | None = None  # has been woken, and has not yet answered
         self._served: Sequence[Ticket] = ()  # those who were served together last, while not all of them are awake
-        self._awake: Ticket | None = None  # of them, who has awoken last
+        self._awake = 0.0  # when the last of them has awoken (and not who: that would keep its result)
         self._seen: Sequence[Ticket] = ()  # the same, at the last look of `repair`
+        self._overtaken = deque[Sequence[Ticket]](maxlen=1000)  # rounds that had not ended when the next began
         self._delivered = primitives.lock()  # a signal, raised or not: `await_delivery` clears it first
 
     def __repr__(self) -> str:
@@ -306,10 +307,12 @@ class Turns:
             if ticket is not None:
                 ticket.wake()
         late, self._seen = self._seen, self._served
-        if late is self._served:  # since the last look, and not all are awake
-            for ticket in late:
-                ticket.wake()
+        if late and late is self._served:  # since the last look, and not all are awake
             self._served = ()
+            self._overtaken.append(late)
+        while self._overtaken:
+            for ticket in self._overtaken.popleft():
+                ticket.wake()
 
     # -- the verdicts ---------------------------------------------------------------------------------------------
 
@@ -319,7 +322,9 @@ class Turns:
         The others are woken by `call_follower`, each by the one before it.
         """
         asleep = [ticket for ticket in tickets if ticket is not driver and ticket.signal is not None]
-        self._served, self._awake = asleep, driver
+        if self._served:
+            self._overtaken.append(self._served)
+        self._served, self._awake = asleep, 0.0
         follower = None
         for ticket in reversed(asleep):
             ticket.follower = follower
@@ -334,14 +339,12 @@ class Turns:
         """Wake the next of those who were served together; several, where this one has come late itself."""
         follower = ticket.follower
         if follower is not None:
-            now = self._now()
-            self._awake = ticket
-            follower.called = now
+            self._awake = follower.called = now = self._now()
             if now - ticket.called > CONGESTED:
                 self._call_several(follower, now)
             raise_signal(follower.signal)
             ticket.follower = None
-        elif self._served and self._served[-1] is ticket:
+        elif (served := self._served) and served[-1] is ticket and ticket.called:  # else an old signal has woken it
             self._served = ()
             raise_signal(self._delivered)
 
@@ -351,22 +354,22 @@ class Turns:
             follower = ticket.follower
             if follower is None:
                 break
-            ticket.follower = None
             follower.called = now
             raise_signal(follower.signal)
+            ticket.follower = None  # not before: an interrupt would lose all who follow
             ticket = follower
         raise_signal(self._delivered)
 
     @property
     def is_delivering(self) -> bool:
         """Tell whether some of those who were served together may be asleep."""
-        return bool(self._served)
+        return bool(self._served or self._overtaken)
 
     def await_delivery(self) -> None:
         """Wait until all who were served together last are awake, or it is slow to go on; for the holder only."""
         self._delivered.acquire(False)  # raised before, while nobody waited
         awake = None
-        while self._served and self._awake is not awake:
+        while self._served and self._awake != awake:
             awake = self._awake
             if self._delivered.acquire(True, DELIVERY):
                 return

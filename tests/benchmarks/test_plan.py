@@ -19,10 +19,12 @@ from benchmarks.case import Case, Outcome, Run, Waits
 from benchmarks.markup import TIMES
 from benchmarks.peers import ONE_LOCK, PEERS, PER_THREAD, SAFEDB, peer
 from benchmarks.plan import REPEATS, SCENARIOS, Form, able, chosen, estimate, load_of, plan, steps
-from benchmarks.results import Results
+from benchmarks.progress import clock
+from benchmarks.results import Results, alone
 
 ROOT = Path(__file__).parents[2]
 FORMS: tuple[Form, ...] = ("short", "long")
+ONE = ("--only", "rows", "--peers", ONE_LOCK)  # of the short form: one case
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -78,7 +80,7 @@ def test_the_list_tells_all_cases_and_measures_nothing(capsys: pytest.CaptureFix
     assert f"3 cases {TIMES} 3, about" in out
     assert list(tmp_path.iterdir()) == []
     assert compare.main(["--list", "--only", "pairs"]) == 0
-    assert f"0 cases {TIMES} 1, about {compare.clock(compare.PAIRS['short'])}" in capsys.readouterr().out
+    assert f"0 cases {TIMES} 1, about {clock(compare.PAIRS['short'])}" in capsys.readouterr().out
 
 
 def test_words_that_leave_no_case_are_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,12 +88,42 @@ def test_words_that_leave_no_case_are_told(capsys: pytest.CaptureFixture[str]) -
     assert "open loop" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", [["--repeats", "0"], ["--repeats", "x"], ["--nonsense"], ["word"]])
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--repeats", "0"],
+        ["--repeats", "x"],
+        ["--nonsense"],
+        ["word"],
+        ["--folder", "/no/such"],
+        ["--render", "/no/such"],
+        ["--insert", "/no/such"],
+    ],
+)
 def test_arguments_that_mean_nothing_are_refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         compare.main(given)
     assert raised.value.code == 2
     assert "usage: python3 -m benchmarks" in capsys.readouterr().err
+
+
+def test_a_second_run_with_the_same_results_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Written down: the first one is at work; the second says so, and writes nothing; afterwards it may."""
+    with alone(tmp_path):
+        assert compare.main([*ONE, "--out", str(tmp_path), "--folder", str(tmp_path)]) == 1
+    assert "another run" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    with alone(tmp_path):
+        pass
+
+
+def test_where_results_cannot_be_written_nothing_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert compare.main([*ONE, "--out", str(tmp_path / "file" / "out"), "--folder", str(tmp_path)]) == 1
+    assert "This cannot be done" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_command_that_is_told_measures_the_same_wherever_its_files_lie() -> None:

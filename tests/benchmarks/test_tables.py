@@ -12,7 +12,7 @@ import pytest
 from synthetic import ABOUT, PEERS, results, run
 
 from benchmarks import losses
-from benchmarks.case import Case, Run
+from benchmarks.case import Case, Run, Waits
 from benchmarks.figures import FAIRNESS, THROUGHPUT, cells, ratio
 from benchmarks.markup import TIMES
 from benchmarks.tables import LOSSES, OTHER_WORK, UNACKNOWLEDGED, markdown
@@ -152,18 +152,44 @@ def test_a_losing_figure_is_listed_and_the_worst_comes_first() -> None:
     assert [(load, figure) for load, figure, _ in found] == [
         ("4 threads", "p50, ms"),
         ("4 threads", "p99.9, ms"),
+        ("4 threads", "longest, ms"),
         ("1 thread", "calls/s"),
     ]
-    assert found[2][2] == f"{SQLITE3}: 300 (3 {TIMES}), {APSW}: 120 (1.2 {TIMES})"
+    assert found[3][2] == f"{SQLITE3}: 300 (3 {TIMES}), {APSW}: 120 (1.2 {TIMES})"
     assert SQLITE3 in markdown(made, {})[LOSSES]
 
 
-def test_no_figure_of_the_five_is_left_out() -> None:
+def test_no_figure_of_the_seven_is_left_out() -> None:
     made = [run("safedb", 0, 100, wait=0.002), run(SQLITE3, 0, 200)]
     made[0].outcome.cpu *= 9
     made[0].outcome.memory *= 9
+    made[0].outcome.counts[0].append(1)
+    made[1].outcome.counts[0].append(200)
     figures = {figure for _, figure, _ in lost(made)}
-    assert figures == {"calls/s", "p50, ms", "p99.9, ms", "CPU, s per 1,000 calls", "peak memory, MB"}
+    waits = {"p50, ms", "p99.9, ms", "longest, ms"}
+    assert figures == waits | {"calls/s", FAIRNESS.name, "CPU, s per 1,000 calls", "peak memory, MB"}
+
+
+def test_what_a_figure_does_not_say_by_itself_is_told() -> None:
+    """Written down: twenty calls have no p99.9; the threads that compute use the processor; a server's is not seen."""
+    few, burning, server = "p99.9 is the longest wait", "of the threads that compute", "without the server's"
+    many = run("safedb", 0, 100)
+    many.outcome.waits = {"write": Waits.of([0.001] * 1000)}
+    for made, told in (
+        (many, set()),
+        (run("safedb", 0, 100), {few}),
+        (run("safedb", 0, 100, beside="burning"), {few, burning}),
+        (run("safedb on PostgreSQL", 0, 100, dialect="postgresql"), {few, server}),
+    ):
+        text = markdown([made], {})["writes"]
+        assert {words for words in (few, burning, server) if words in text} == told
+
+
+def test_a_servers_log_and_the_rows_of_readers_are_not_told_as_nothing() -> None:
+    server = run("safedb on PostgreSQL", 0, 100, dialect="postgresql")
+    assert lines(markdown([server], {})["writes"].split("<details>")[1])[2][-2:] == ["—", "100"]
+    reader = run("safedb", 0, 100, work="point")
+    assert lines(markdown([reader], {})["writes"].split("<details>")[1])[2][-2:] == ["0", "—"]
 
 
 def test_a_tenth_is_no_loss_and_nobody_loses_to_what_is_not_comparable() -> None:

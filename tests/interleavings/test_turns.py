@@ -7,7 +7,7 @@ transaction, put everybody back, lose it to the keeper; and their ``finally`` is
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +78,7 @@ class Mix:
     interrupts: int = 0
     keeper: bool = False
     repairs: bool = False
+    rounds: bool = False  # verdicts go round, and the next leader awaits that
 
 
 class World:
@@ -147,6 +148,7 @@ class World:
             while state is HOLDING:
                 self.serve(wish)
                 if wish.state is SERVED or not (wish.boards or wish.joins):
+                    turns.call_follower(wish)  # it passed its group on, perhaps, and already has its verdict
                     break
                 again = turns.take if wish.state is NEW else turns.wait
                 state = again(wish, wish.deadline)
@@ -154,6 +156,7 @@ class World:
                 return state
         except BaseException:
             self.rescue(wish)
+            turns.call_follower(wish)
             raise
         finally:
             turns.leave(wish)
@@ -171,6 +174,8 @@ class World:
         transaction = wish.luggage if isinstance(wish.luggage, Transaction) else Transaction()
         try:
             wish.luggage = None
+            if self.mix.rounds and not transaction.members:
+                self.turns.await_delivery()
             self.enter(wish)
             transaction.members.append(wish)
             if wish.joins:
@@ -209,10 +214,16 @@ class World:
                 self.enter(wish)
                 break
         self.commit(transaction)
-        for member in transaction.members:
-            member.settle()
+        self.tell(wish, transaction.members)
         self.exit(wish)
         self.turns.leave(wish)
+
+    def tell(self, wish: Wish, members: list[Ticket]) -> None:
+        if self.mix.rounds:
+            self.turns.deliver(members, wish)
+        else:
+            for member in members:
+                member.settle()
 
     def board(self, transaction: Transaction) -> list[Ticket]:
         return self.turns.board(2, transaction.members)
@@ -229,9 +240,8 @@ class World:
                 return
             self.lent = None
         self.inside = None
-        committed = [member for member in transaction.members if isinstance(member, Wish) and member.commits]
-        for member in committed:
-            member.settle()
+        committed: list[Ticket] = [m for m in transaction.members if isinstance(m, Wish) and m.commits]
+        self.tell(wish, committed)
         if not committed:
             self.turns.put_back([m for m in transaction.members if m is not wish and m.state is ABOARD])
         self.turns.leave(wish)
@@ -338,6 +348,9 @@ MIXES = {
     "functions that lose their turn": Mix(kinds=("joins", "boards"), keeper=True),
     "all at once": Mix(deadlines=SHORT, discards=0.2, keeper=True, repairs=True, limit=2),
     "repairs at any time": Mix(repairs=True),
+    "verdicts that go round": Mix(kinds=("boards",), rounds=True, threads=(4, 6), wishes=3),
+    "verdicts of functions that go round": Mix(kinds=("joins", "boards", "boards"), rounds=True, threads=(3, 6)),
+    "verdicts of all kinds": Mix(rounds=True, threads=(3, 6), deadlines=SHORT, discards=0.2, keeper=True, repairs=True),
 }
 INTERRUPTED = {
     "plain takers": Mix(kinds=("plain",), interrupts=1, repairs=True),
@@ -347,6 +360,10 @@ INTERRUPTED = {
     "functions that lose their turn": Mix(kinds=("joins", "boards"), interrupts=1, repairs=True, keeper=True),
     "a lobby": Mix(interrupts=2, repairs=True, limit=1, deadlines=SHORT),
     "all at once": Mix(interrupts=2, repairs=True, discards=0.2, deadlines=SHORT, keeper=True, limit=2),
+    "verdicts that go round": Mix(kinds=("boards",), interrupts=2, repairs=True, rounds=True, threads=(4, 6)),
+    "verdicts of functions that go round": Mix(
+        kinds=("joins", "boards", "boards"), interrupts=2, repairs=True, rounds=True, threads=(4, 6), discards=0.1
+    ),
 }
 
 
@@ -367,6 +384,26 @@ def test_nobody_is_forgotten_and_nobody_let_in_twice(name: str, record: Record, 
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_an_interrupt_at_any_point_leaves_nobody_behind(name: str, record: Record, seed: int) -> None:
     play(scenario(INTERRUPTED[name]), record, seed, short=50, long=2500)
+
+
+class LosesSomeCalls(Turns):
+    """Be a queue whose users now and then die before they have called the next: as after two interrupts in a row."""
+
+    calls = 0
+
+    def call_follower(self, ticket: Ticket) -> None:
+        self.calls += ticket.follower is not None
+        if ticket.follower is None or self.calls % 3:
+            super().call_follower(ticket)
+
+
+LOSSES = Mix(kinds=("boards",), rounds=True, threads=(4, 6), wishes=3, repairs=True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_second_look")
+def test_the_keeper_calls_whoever_was_not_called(record: Record, seed: int) -> None:
+    play(scenario(LOSSES, LosesSomeCalls), record, seed, short=50, long=2500)
 
 
 def test_a_ticket_that_was_put_back_has_its_deadline_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -472,6 +509,46 @@ class LosesWhomItHasTaken(Turns):
         return taken
 
 
+class WakesNoFollower(Turns):
+    def call_follower(self, ticket: Ticket) -> None:
+        pass
+
+
+class ForgetsFollowers(WakesNoFollower):
+    def repair(self) -> None:
+        pass
+
+
+class WakesBeforeTheVerdictIsThere(Turns):
+    def deliver(self, tickets: Sequence[Ticket], driver: Ticket) -> None:
+        for ticket in tickets:
+            if ticket is not driver:
+                ticket.wake()
+        for ticket in tickets:
+            ticket.state = SERVED
+
+
+class ForgetsRoundsThatAreOvertaken(LosesSomeCalls):
+    def deliver(self, tickets: Sequence[Ticket], driver: Ticket) -> None:
+        super().deliver(tickets, driver)
+        self._overtaken.clear()
+
+
+class RepairsNoRounds(LosesSomeCalls):
+    def repair(self) -> None:
+        self._seen = ()
+        self._overtaken.clear()
+        super().repair()
+
+
+ROUNDS = MIXES["verdicts that go round"]
+PLANTED_IN_ROUNDS = [
+    (WakesNoFollower, ROUNDS, "deadlock"),
+    (ForgetsFollowers, LOSSES, "livelock"),
+    (WakesBeforeTheVerdictIsThere, ROUNDS, "deadlock"),
+    (ForgetsRoundsThatAreOvertaken, LOSSES, "livelock"),
+    (RepairsNoRounds, LOSSES, "livelock"),
+]
 PLANTED = [
     (LosesWakeUps, MIXES["plain takers"], "lost wake-up"),
     (GrantsTwice, MIXES["plain takers"], "have the turn|uses a turn of|overtook|does not hold"),
@@ -486,6 +563,13 @@ PLANTED = [
 
 @pytest.mark.parametrize(("turns", "mix", "what"), PLANTED)
 def test_a_planted_bug_is_found(turns: type[Turns], mix: Mix, what: str) -> None:
+    with pytest.raises(Failure, match=what):
+        explore(scenario(mix, turns), range(1000), max_steps=6000)
+
+
+@pytest.mark.parametrize(("turns", "mix", "what"), PLANTED_IN_ROUNDS)
+@pytest.mark.usefixtures("no_second_look")
+def test_a_planted_bug_in_the_round_of_verdicts_is_found(turns: type[Turns], mix: Mix, what: str) -> None:
     with pytest.raises(Failure, match=what):
         explore(scenario(mix, turns), range(1000), max_steps=6000)
 
