@@ -243,7 +243,8 @@ class World:
         committed: list[Ticket] = [m for m in transaction.members if isinstance(m, Wish) and m.commits]
         self.tell(wish, committed)
         if not committed:
-            self.turns.put_back([m for m in transaction.members if m is not wish and m.state is ABOARD])
+            waiting = [m for m in transaction.members if m is not wish and m.state in (ABOARD, WAITING)]
+            self.turns.put_back(waiting)
         self.turns.leave(wish)
 
     def user_code(self, wish: Wish, transaction: Transaction) -> None:

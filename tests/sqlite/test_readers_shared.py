@@ -118,6 +118,7 @@ def test_who_waits_finds_an_idle_reader_though_nobody_gives_it(
     pool.give_back(reader)
     for worker in workers:
         worker.result()
+    monkeypatch.undo()  # closing matches too: it closes what lies idle
     assert served == list(range(5)), "first come, first served"
 
 
@@ -167,7 +168,6 @@ def test_an_interrupt_in_the_hand_over_loses_no_waiter(
         waiters.append(crew(read, db, number + 1))
         wait_until(lambda number=number: pool.stats().waiting == number + 1)  # type: ignore[misc]
     pool.idle.append(reader)
-    del reader
     struck: BaseException | None = None
     try:
         pool._match()
@@ -180,6 +180,8 @@ def test_an_interrupt_in_the_hand_over_loses_no_waiter(
     del struck
     read(db, 5)
     assert pool.stats().waiting == 0
+    db.close()
+    reader.close()  # where an exception's frames still know it
 
 
 def test_snapshots_on_all_readers_keep_nobody_beyond_its_deadline(
