@@ -291,6 +291,9 @@ class Readers:
         for ident in list(self.opening):
             if not is_on_stack(ident, self, "self"):
                 self.opening.pop(ident, None)
+        for key, reference in list(self._all.items()):
+            if reference() is None:  # an interrupt came into the callback that takes it out
+                self._all.pop(key, None)
         if not self._waiters:
             return
         self._match()
@@ -325,7 +328,7 @@ class Readers:
 
     def stats(self) -> PoolStats:
         """Show the pool at this moment."""
-        size = len(self._all)
+        size = len(self.everyone())
         return PoolStats(size, max(0, size - len(self.idle)), len(self._waiters), self._waited, self._most)
 
     def close(self) -> None:
