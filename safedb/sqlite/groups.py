@@ -451,8 +451,7 @@ class Groups:
         try:
             job.luggage = None
             if group is None:
-                if len(self._turns.queue) < self._most:  # else the group is full as it is
-                    self._turns.await_delivery()
+                self._turns.await_delivery()
                 try:
                     writer.begin(job.deadline, job.policy)
                 except errors.Error as error:

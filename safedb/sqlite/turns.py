@@ -56,7 +56,8 @@ wakes the next, and the next leader waits until all are awake, and in the queue 
                                                                                     nobody is asleep: the group begins
 
 Who comes late to its call (another thread burns CPU) wakes several, so that they wait together, and the leader waits no
-more. A call that an exception has kept from being passed on is repeated by the keeper (`repair`).
+more; whether these come late is no question, for they are in each other's way. A call that an exception has kept from
+being passed on is repeated by the keeper (`repair`).
 
 **Interrupts.** An exception can reach a thread between any two bytecodes. The critical sections record the new holder
 before anything else, and change the queue by one C call each; `leave` is idempotent, derives from the state what is
@@ -65,6 +66,7 @@ to be done, and stands in the ``finally`` of every caller.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -86,8 +88,9 @@ ASLEEP = QUEUED | {ABOARD}
 
 FOREVER = -1.0
 SLICE = 0.1  # seconds after which a ticket that is ABOARD looks at its state, if nobody wakes it before
-CONGESTED = 0.001  # seconds: who took so long to awake had to wait for the interpreter's lock, or for a processor
+CONGESTED = 0.003  # seconds: who took so long to awake had to wait for a thread that does not let go (H22: after 5 ms)
 SEVERAL = 15  # so many more are woken then at once: they wait for it together, and not one after the other
+MOST_ROUNDS = 1000  # that are looked after
 DELIVERY = 0.005  # seconds without anybody else awake, after which the next transaction is put off no more
 
 
@@ -144,7 +147,7 @@ class Ticket:
     luggage: object = None  # what came with the turn: the open group, or None
     signal: LockLike | None = None  # made when the ticket first has to wait
     follower: Ticket | None = None  # of those who were served together, the one to be woken next
-    called = 0.0  # when it was woken
+    called = 0.0  # when it was woken; infinite where it was with others, and 0.0 until it is
 
     def settle(self) -> None:
         """Say that the verdict is there. Called once the work is committed, or is known to be lost."""
@@ -188,7 +191,8 @@ class Turns:
         self._served: Sequence[Ticket] = ()  # those who were served together last, while not all of them are awake
         self._awake = 0.0  # when the last of them has awoken (and not who: that would keep its result)
         self._seen: Sequence[Ticket] = ()  # the same, at the last look of `repair`
-        self._overtaken = deque[Sequence[Ticket]](maxlen=1000)  # rounds that had not ended when the next began
+        self._overtaken = deque[Sequence[Ticket]](maxlen=MOST_ROUNDS)  # had not ended when the next began
+        self._forsaken = self._overtaken.copy()  # the same, since before the last look of `repair`
         self._delivered = primitives.lock()  # a signal, raised or not: `await_delivery` clears it first
 
     def __repr__(self) -> str:
@@ -309,10 +313,13 @@ class Turns:
         late, self._seen = self._seen, self._served
         if late and late is self._served:  # since the last look, and not all are awake
             self._served = ()
-            self._overtaken.append(late)
-        while self._overtaken:
-            for ticket in self._overtaken.popleft():
+            self._forsaken.append(late)
+        while self._forsaken:
+            for ticket in self._forsaken.popleft():
                 ticket.wake()
+        if self._overtaken:  # the call still goes round; woken all at once they would be in each other's way
+            self._forsaken = self._overtaken
+            self._overtaken = deque(maxlen=MOST_ROUNDS)
 
     # -- the verdicts ---------------------------------------------------------------------------------------------
 
@@ -340,21 +347,22 @@ class Turns:
         follower = ticket.follower
         if follower is not None:
             self._awake = follower.called = now = self._now()
-            if now - ticket.called > CONGESTED:
-                self._call_several(follower, now)
+            if ticket.called and now - ticket.called > CONGESTED:
+                self._call_several(follower)
             raise_signal(follower.signal)
             ticket.follower = None
         elif (served := self._served) and served[-1] is ticket and ticket.called:  # else an old signal has woken it
             self._served = ()
             raise_signal(self._delivered)
 
-    def _call_several(self, ticket: Ticket, now: float) -> None:
+    def _call_several(self, ticket: Ticket) -> None:
         """Wake some of those behind ``ticket``, of whom the last goes on; nobody is to wait for their delivery."""
+        ticket.called = math.inf
         for _ in range(SEVERAL):
             follower = ticket.follower
             if follower is None:
                 break
-            follower.called = now
+            follower.called = math.inf
             raise_signal(follower.signal)
             ticket.follower = None  # not before: an interrupt would lose all who follow
             ticket = follower
@@ -363,7 +371,7 @@ class Turns:
     @property
     def is_delivering(self) -> bool:
         """Tell whether some of those who were served together may be asleep."""
-        return bool(self._served or self._overtaken)
+        return bool(self._served or self._overtaken or self._forsaken)
 
     def await_delivery(self) -> None:
         """Wait until all who were served together last are awake, or it is slow to go on; for the holder only."""

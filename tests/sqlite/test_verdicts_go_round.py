@@ -314,12 +314,21 @@ def test_who_comes_late_wakes_several_and_the_last_of_them_goes_on(turns: Turns,
     for ticket in tickets[1:last]:
         turns.call_follower(ticket)
         assert awake(tickets) == list(range(last + 1)), "who was woken together wakes nobody else"
+    clock.now += 2 * CONGESTED
     turns.call_follower(tickets[last])
-    assert awake(tickets) == list(range(last + 2))
+    assert awake(tickets) == list(range(last + 2)), "one only: those woken together were in each other's way"
     for ticket in tickets[last + 1 :]:
         turns.call_follower(ticket)
     assert awake(tickets) == list(range(SEVERAL + 5))
     assert not turns.is_delivering
+
+
+def test_who_awakes_without_a_call_wakes_one(turns: Turns, clock: Clock) -> None:
+    """Written down: a thousand threads look at their state, as each does after `SLICE`, and go on with the round."""
+    tickets = round_of(turns, 3 * SEVERAL)
+    clock.now += 2 * CONGESTED
+    turns.call_follower(tickets[5])
+    assert awake(tickets) == [0, 6]
 
 
 @pytest.mark.parametrize("at", range(4))
@@ -371,6 +380,19 @@ def test_a_round_that_stands_still_is_not_forgotten_for_the_next_ones(turns: Tur
         assert looks or turns.is_delivering, "the keeper must stay awake"
         turns.repair()
     assert awake(left) == [0, 1, 2, 3]
+    assert not turns.is_delivering
+
+
+def test_a_round_that_the_next_has_overtaken_is_left_alone_until_the_keeper_looks_again(turns: Turns) -> None:
+    """Woken all at once, hundreds would take the interpreter's lock from each other."""
+    first, second = round_of(turns, 5), round_of(turns, 1)
+    turns.call_follower(first[0])
+    turns.call_follower(second[0])
+    turns.repair()
+    assert awake(first) == [0, 1]
+    assert turns.is_delivering, "the keeper must stay awake"
+    turns.repair()
+    assert awake(first) == [0, 1, 2, 3, 4]
     assert not turns.is_delivering
 
 
