@@ -18,7 +18,8 @@ from safedb.config import ResolvedRetryPolicy
 from safedb.retry import classify, is_unknown_commit
 from safedb.sqlite.deserted import frames, is_on_stack
 from safedb.sqlite.driver import sqlite3
-from safedb.sqlite.groups import Groups, Job
+from safedb.sqlite.groups import Groups
+from safedb.sqlite.jobs import Job
 from safedb.sqlite.session import Session
 from safedb.sqlite.turns import HOLDING, Turns
 from safedb.sqlite.writer import DRIVER_ERRORS, RUNNING, Writer

@@ -4,22 +4,21 @@
 what races on SQLite versions with the WAL-reset bug (H1, H2). Here the writer's own connection checkpoints, in a turn
 of its own and with the side files held, so that a checkpoint and a commit never overlap, in this process or another.
 
-When: the live frames are not visible from outside (the file keeps its high-water mark), so they are estimated from the
-commits since the last checkpoint and from what that checkpoint answered about the size of the commits before it.
-PASSIVE (https://sqlite.org/pragma.html#pragma_wal_checkpoint) once enough of them have gathered; TRUNCATE above the
-ceiling, or when no more writes come. A checkpoint waits for readers no longer than one busy slice (50 ms).
+When: PASSIVE (https://sqlite.org/pragma.html#pragma_wal_checkpoint) once enough frames have gathered since the last
+one, and RESTART if that has moved all; TRUNCATE above the ceiling, or when no more writes come. A checkpoint waits for
+readers no longer than one busy slice (50 ms).
 """
 
 from __future__ import annotations
 
 import math
-import os
 from time import monotonic
 from typing import Any, NamedTuple
 
 from safedb import errors
 from safedb.config import ResolvedPragmas, ResolvedRetryPolicy
 from safedb.sqlite.blocks import Blocks
+from safedb.sqlite.log import PAGE, Log, Mark
 from safedb.sqlite.pragmas import BUSY_SLICE
 from safedb.sqlite.snapshots import Snapshots
 from safedb.stats import Counters, FailedCheckpoint, Hooks, LongSnapshot, SlowCheckpoint
@@ -34,8 +33,6 @@ RESTART_WAIT = 3  # milliseconds that a checkpoint waits for readers to leave th
 FIRST_PAUSE = 0.01
 SHORT_PAUSE = 0.25  # seconds at the most between two tries while readers come and go
 LONG_PAUSE = 5.0  # seconds between tries at the most while the disk fails: nothing hurries, and each holds up writers
-FRAME_HEADER = 24  # bytes: https://sqlite.org/walformat.html
-FIRST_GUESS = 3.0  # frames a commit writes, until a checkpoint has told
 
 
 class Answer(NamedTuple):
@@ -55,23 +52,23 @@ class Checkpoints:
     """Decide when, and do it."""
 
     def __init__(
-        self, path: str, blocks: Blocks, snapshots: Snapshots, pragmas: ResolvedPragmas, policy: ResolvedRetryPolicy,
-        counters: Counters, hooks: Hooks,
+        self, path: str, log: Log, blocks: Blocks, snapshots: Snapshots, pragmas: ResolvedPragmas,
+        policy: ResolvedRetryPolicy, counters: Counters, hooks: Hooks,
     ) -> None:  # fmt: skip
         self._path = path
+        self._log = log
         self._blocks = blocks
         self._snapshots = snapshots
         self._pragmas = pragmas
         self._policy = policy
         self._counters = counters
         self._hooks = hooks
-        self._page = 4096
-        self._pages_enough = pragmas.checkpoint_pages
-        self._size = 0  # bytes of the WAL file after the last checkpoint
+        self._page = pragmas.page_size or PAGE
         self._seen = 0  # commits at the last look
         self._moved_at = 0  # commits at the last checkpoint
-        self._left = 0  # frames that the last checkpoint left behind
-        self._each = FIRST_GUESS
+        self._left = False  # whether the last checkpoint left anything behind
+        self._moved = Mark(b"", 0)  # up to where it came
+        self._gained = 0  # frames that had come since the one before it
         self._changed = monotonic()
         self._not_before = 0.0
         self._patience = PATIENCE
@@ -79,13 +76,6 @@ class Checkpoints:
         self._last = Answer(busy=False, frames=0, moved=0)  # what the last try answered
         self._pause = 0.0  # seconds until the next try, after one that a reader held up
         self._told: float = 0.0
-
-    def wal_bytes(self) -> int:
-        """Give the size of the WAL file, 0 where there is none, or none that this process may look at."""
-        try:
-            return os.stat(f"{self._path}-wal").st_size  # noqa: PTH116 - Path costs more, and this is asked often
-        except OSError:
-            return 0
 
     def look(self, now: float) -> bool:
         """Checkpoint if it is time to; tell whether there will be something to do. For the keeper."""
@@ -95,7 +85,7 @@ class Checkpoints:
         if not self._pending():
             return False
         self._tell_of_long_snapshots(now)
-        mode = self._due(commits, now)
+        mode = self._due(now)
         if mode is not None and (now >= self._not_before or mode != self._tried):  # the ceiling waits for no pause
             try:
                 self.run(mode, now + self._patience, until=now + ENOUGH)
@@ -109,30 +99,27 @@ class Checkpoints:
 
     def _pending(self) -> bool:
         """Tell whether there is something to move, or to cut: VACUUM fills the WAL without a commit that is counted."""
-        return self._left > 0 or self._counters.commits != self._moved_at or self.wal_bytes() > self._ceiling()
+        return self._left or self._counters.commits != self._moved_at or self._log.size() > self._ceiling()
 
     def _ceiling(self) -> float:
         """Give the bytes above which the WAL is too large even where nothing is left to move."""
         limits = (self._pragmas.wal_limit, self._pragmas.checkpoint_pages * self._page)
         return min((limit for limit in limits if limit), default=math.inf)
 
-    def _due(self, commits: int, now: float) -> str | None:
+    def _due(self, now: float) -> str | None:
         pages, limit = self._pragmas.checkpoint_pages, self._pragmas.wal_limit
-        size = self.wal_bytes()
+        size = self._log.size()
         if limit and size > limit:
             return "TRUNCATE"
         if not pages:
             return None
         if now - self._changed > QUIET:
             return "TRUNCATE" if size > pages * self._page else "PASSIVE"
-        # A file that grows past its old size tells of frames that the commits before it did not write.
-        grown = (size - self._size) / (self._page + FRAME_HEADER)
-        return "PASSIVE" if self._left + max(grown, (commits - self._moved_at) * self._each) >= pages else None
+        return "RESTART" if self._log.has_grown(self._moved, pages) else None
 
     def run(self, mode: str, deadline: float, *, until: float | None = None) -> Answer:
         """Checkpoint now, in a turn of its own, that is had by ``deadline`` and given back by ``until`` (or that)."""
         started = [0.0]
-        before = self.wal_bytes()
 
         def work(writer: Any) -> Answer:
             started[0] = monotonic()
@@ -140,57 +127,54 @@ class Checkpoints:
                 answer = _checkpoint(writer, "PASSIVE")
                 if self._is_stuck(answer):
                     return answer._replace(busy=True)  # it would only wait, and let the writers wait with it (H36)
-            answer = _checkpoint(writer, mode)
-            if mode == "PASSIVE" and answer.complete and answer.frames >= self._pages_enough:
+            answer = _checkpoint(writer, "PASSIVE" if mode == "RESTART" else mode)
+            if mode == "RESTART" and answer.complete:
                 # Let the next commit begin the WAL anew: by itself it would only if no reader were at work right then.
                 writer.run(f"PRAGMA busy_timeout = {RESTART_WAIT}", ())
                 try:
                     _checkpoint(writer, "RESTART")
                 finally:
                     writer.run(f"PRAGMA busy_timeout = {round(BUSY_SLICE * 1000)}", ())
+            before, self._moved = self._moved, self._log.mark(max(answer.moved, 0))
+            self._gained = answer.frames - (before.frames if before.salts == self._moved.salts else 0)
             return answer
 
         answer = self._blocks.alone(deadline, self._policy, work, doing=f"a checkpoint of {self._path}", until=until)
-        self._learn(answer, mode, monotonic() - started[0], before)
+        self._learn(answer, mode, monotonic() - started[0])
         return answer
 
     def _is_stuck(self, answer: Answer) -> bool:
         """Tell whether the same reader is in the way as at the last try: nothing more could be moved since."""
         return not answer.complete and answer.moved == self._last.moved
 
-    def _learn(self, answer: Answer, mode: str, seconds: float, before: int) -> None:
-        commits = self._counters.commits
-        since = commits - self._moved_at
-        # TRUNCATE answers nothing when it is done; then the file's growth since the last time has to do.
-        frames = answer.frames or (before - self._size) // (self._page + FRAME_HEADER)
-        known = self._last.frames if self._left else 0  # what was not all moved is still in there
-        if since and frames > known:
-            self._each = max(1.0, (frames - known) / since)
-        self._size = self.wal_bytes()
+    def _learn(self, answer: Answer, mode: str, seconds: float) -> None:
         if mode != self._tried:
             self._pause, self._tried = 0.0, mode
         longest = QUIET if self._is_stuck(answer) else SHORT_PAUSE
         self._last = answer
-        self._left = 0 if answer.complete else max(answer.frames - answer.moved, 1)
-        self._moved_at = commits
+        self._left = not answer.complete
+        self._moved_at = self._counters.commits
         # A reader was in the way. Most are gone at once; for one that stays it is not worth trying often.
         self._pause = 0.0 if answer.complete else min(max(2 * self._pause, FIRST_PAUSE), longest)
+        if mode == "RESTART" and self._gained < self._pragmas.checkpoint_pages:
+            # What looked like more is left from a transaction that was rolled back.
+            self._pause = max(self._pause, SHORT_PAUSE)
         self._not_before = monotonic() + self._pause
         self._counters.checkpoints.add(seconds)
         if seconds > SLOW or (answer.busy and mode == "TRUNCATE"):
-            self._hooks.emit(SlowCheckpoint(self._path, seconds, self.wal_bytes(), answer.busy))
+            self._hooks.emit(SlowCheckpoint(self._path, seconds, self._log.size(), answer.busy))
 
     def _tell_of_failure(self, error: errors.Error) -> None:
         """Tell that the disk failed, and try again later: the WAL keeps all that was to be moved."""
         self._pause = min(max(2 * self._pause, FIRST_PAUSE), LONG_PAUSE)
         self._not_before = monotonic() + self._pause
-        self._hooks.emit(FailedCheckpoint(self._path, str(error), self.wal_bytes()))
+        self._hooks.emit(FailedCheckpoint(self._path, str(error), self._log.size()))
 
     def _tell_of_long_snapshots(self, now: float) -> None:
         oldest = self._snapshots.oldest()
         if oldest is not None and now - oldest.began > LONG_SNAPSHOT and now - self._told > LONG_SNAPSHOT:
             self._told = now
-            self._hooks.emit(LongSnapshot(self._path, oldest.holder, now - oldest.began, self.wal_bytes()))
+            self._hooks.emit(LongSnapshot(self._path, oldest.holder, now - oldest.began, self._log.size()))
 
 
 def _checkpoint(writer: Any, mode: str) -> Answer:

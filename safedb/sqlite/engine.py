@@ -30,9 +30,11 @@ from safedb.sqlite.checkpoints import Checkpoints
 from safedb.sqlite.columns import Columns, Decoders
 from safedb.sqlite.connections import Connections, Extras, keep_for_ever
 from safedb.sqlite.driver import connect, sqlite3
-from safedb.sqlite.groups import FunctionJob, Groups, Job, StatementJob
+from safedb.sqlite.groups import Groups
 from safedb.sqlite.health import damage
+from safedb.sqlite.jobs import FunctionJob, Job, StatementJob
 from safedb.sqlite.keeper import Keeper
+from safedb.sqlite.log import Log
 from safedb.sqlite.presence import FileId, Presence
 from safedb.sqlite.readers import Reader, Readers, WritesAfterAll
 from safedb.sqlite.session import Session
@@ -120,8 +122,9 @@ class SqliteEngine:
         self.readers = Readers(self._open_reader, name=self.name, most=pool.max_size, least=pool.min_size)
         self.snapshots = Snapshots()
         self.columns = Columns(self._schema_copy if path is None else self.connections.describer)
+        self.log = Log(path or "", self.pragmas)
         self.checkpoints = Checkpoints(
-            path or "", self.blocks, self.snapshots, self.pragmas, self.policy, self.counters, self.hooks
+            path or "", self.log, self.blocks, self.snapshots, self.pragmas, self.policy, self.counters, self.hooks
         )
         self.watcher = Keeper("safedb-watch", [self._watch], tick=WATCH_TICK)
         self.checkpointer = Keeper("safedb-checkpoints", [self._tend], tick=CHECKPOINT_TICK)
@@ -524,7 +527,7 @@ class SqliteEngine:
             retries=dict(counters.retries),
             lock_waits=counters.lock_waits.snapshot(),
             readers=self.readers.stats(),
-            wal_bytes=self.checkpoints.wal_bytes() if self.path else 0,
+            wal_bytes=self.log.size() if self.path else 0,
             checkpoints=counters.checkpoints.snapshot(),
             oldest_snapshot=monotonic() - oldest.began if oldest else None,
         )
@@ -599,6 +602,7 @@ class SqliteEngine:
         if self.presence is not None and self.presence.gone:
             return False
         self.readers.trim(now - self.pool.max_idle)
+        self.log.make_room()
         return self.checkpoints.look(now)
 
     # -- the end ----------------------------------------------------------------------------------------------------
@@ -616,7 +620,7 @@ class SqliteEngine:
             gone = self.presence is not None and self.presence.gone
             job = Exclusive(deadline, self.policy)
             with self.blocks.exclusive(job, closing=True) as writer:
-                if self.path and not (gone or self.connections.refused) and self.checkpoints.wal_bytes():
+                if self.path and not (gone or self.connections.refused) and self.log.size():
                     writer.cursor()
                 self.connections.close()  # for whoever has found this engine, and comes only now
                 if self.presence is not None:
@@ -654,7 +658,7 @@ class SqliteEngine:
         job = Exclusive(deadline, self.policy)
         try:
             self.blocks.take(job)
-            if self.readers.pause(deadline) and (self.path is None or self.columns.pause(deadline)):
+            if self.readers.pause(deadline) and (self.path is None or self._pause_files(deadline)):
                 if self.path is None:  # what lies in memory is copied whole, and has no locks
                     self.columns.close()
                 else:
@@ -687,13 +691,20 @@ class SqliteEngine:
         if self.path and not self.read_only and self.turns.holder is job:  # else others are using it already
             self.side = self.writer.side = SideLock(self.path, mode=self.pragmas.file_mode)
         job.kept = False  # from here on the keeper gives up the turn, where an interrupt comes before this does
-        self.columns.resume()
+        self._resume_files()
         self.readers.resume()
         self._forking = None  # before another thread's fork can have the turn
         self.turns.leave(job)
 
-    def _go_on(self, job: Exclusive) -> None:
+    def _pause_files(self, deadline: float) -> bool:
+        return self.columns.pause(deadline) and self.log.pause(deadline)
+
+    def _resume_files(self) -> None:
+        self.log.resume()
         self.columns.resume()
+
+    def _go_on(self, job: Exclusive) -> None:
+        self._resume_files()
         self.readers.resume()
         self.turns.leave(job)
 

@@ -66,19 +66,19 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Sequence
-from itertools import takewhile
+from collections.abc import Sequence
 from threading import get_ident
 from time import monotonic, sleep
 from typing import Any, cast
 
 from safedb import errors
-from safedb.config import ResolvedRetryPolicy
 from safedb.retry import INTERRUPT, classify, code_of, is_busy, is_unknown_commit
 from safedb.sql import shorten
+from safedb.sqlite.alike import Alike
 from safedb.sqlite.connections import SLICE
-from safedb.sqlite.deserted import is_on_own_stack, is_on_stack
+from safedb.sqlite.deserted import is_on_own_stack
 from safedb.sqlite.driver import sqlite3
+from safedb.sqlite.jobs import FunctionJob, Group, Job, StatementJob
 from safedb.sqlite.session import Restart, Session
 from safedb.sqlite.turns import ABOARD, CROWDED, HOLDING, LOBBY, NEW, SERVED, WAITING, Ticket, Turns
 from safedb.sqlite.writer import (
@@ -90,7 +90,6 @@ from safedb.sqlite.writer import (
     UNSTOPPABLE,
     USER,
     Outcome,
-    Values,
     Writer,
 )
 from safedb.stats import Counters, Hooks, Overrun, Retried, SlowWait
@@ -98,120 +97,8 @@ from safedb.stats import Counters, Hooks, Overrun, Retried, SlowWait
 SLOW_WAIT = 1.0  # seconds in the queue after which an event tells of it
 SLOW_COMMIT = 0.01  # seconds from which on a COMMIT is looked at: was it late for anybody?
 SLOW_FLUSH = 0.0005  # seconds: below this nobody waits for company
-FEW = 16  # rows up to which there is a text for each number of them; above, for its multiples
-ALIKE = 64  # rows that are inserted at once at the most: between such runs the clock is looked at
-MOST_VALUES = 900  # parameters of such a statement, within the smallest limit that SQLite is built with
-TEXTS = 1024  # such statements that are remembered
 ONE_ROW: Outcome = (NO_ROWS, None, 1)
 SUSPICION = 16  # groups that start with savepoints after one that had to be run again
-
-
-class Job(Ticket):
-    """Be a ticket with a deadline (monotonic seconds) and, in the end, an outcome: a value or an error."""
-
-    kind = "a write"
-    value: Any = None
-    error: BaseException | None = None
-    changes: int | None = None  # rows that the connection had changed before this was run alone
-
-    def __init__(self, deadline: float, policy: ResolvedRetryPolicy) -> None:
-        self.deadline = deadline
-        self.policy = policy
-        self.thread = get_ident()
-
-    @property
-    def alone(self) -> bool:
-        """Tell whether this job shares its transaction with nobody."""
-        return not (self.boards or self.joins)
-
-    @property
-    def at_work(self) -> bool:
-        """Tell whether its thread is still inside the call that this job belongs to; for the keeper."""
-        return is_on_stack(self.thread, self, "job", "block")
-
-    def run_alone(self) -> None:
-        """Share no more transactions."""
-        self.boards = self.joins = False
-
-    def forget(self) -> None:
-        """Drop the outcome of a discarded run."""
-        self.value = self.error = None
-
-
-class StatementJob(Job):
-    """Be one statement with plain values: no user code, so any thread may run it.
-
-    ``many``: values are those of many rows. ``row``: where in the text of an INSERT its one row of
-    plain values stands; it changes one row or none, and returns nothing.
-    """
-
-    kind = "a statement"
-    boards = True
-
-    def __init__(
-        self,
-        sql: str,
-        values: Values,
-        deadline: float,
-        policy: ResolvedRetryPolicy,
-        *,
-        many: bool = False,
-        row: tuple[int, int] | None = None,
-    ) -> None:
-        self.sql = sql
-        self.values = values
-        self.many = many
-        self.row = row
-        self.deadline = deadline
-        self.policy = policy
-        self.thread = get_ident()
-
-    def run(self, writer: Writer) -> Outcome:
-        """Run the statement on the writer's connection."""
-        return writer.run_many(self.sql, self.values) if self.many else writer.run(self.sql, self.values)
-
-
-class FunctionJob(Job):
-    """Be a function of the user's: it runs in its own thread, and may be run again."""
-
-    kind = "a function"
-    joins = True
-
-    def __str__(self) -> str:
-        return "a function of run_transaction"
-
-    def __init__(self, body: Callable[[Session], Any], deadline: float, policy: ResolvedRetryPolicy) -> None:
-        super().__init__(deadline, policy)
-        self.body = body
-
-
-class Group:
-    """Be one open transaction and the jobs that share it: those that ran, and the one that is in the way."""
-
-    __slots__ = (
-        "aboard",
-        "began",
-        "careful",
-        "committing",
-        "current",
-        "failure",
-        "full",
-        "members",
-        "session",
-        "until",
-    )
-
-    def __init__(self, *, careful: bool, began: float) -> None:
-        self.members: list[Job] = []
-        self.aboard: list[Job] = []  # everybody who was ever taken in: what they wait for is told by their state
-        self.careful = careful
-        self.began = began
-        self.committing = False  # COMMIT was called, and has not raised
-        self.full = False  # takes nobody in any more
-        self.failure: sqlite3.Error | None = None  # what COMMIT raised
-        self.current: Job | None = None
-        self.session: Session | None = None  # lent to the function that runs now
-        self.until = math.inf
 
 
 class _Discarded(Exception):
@@ -250,8 +137,7 @@ class Groups:
         self._suspicious = 0  # this many groups still start with savepoints
         self._company = 1  # the size of the last group
         self._flush = 0.0  # seconds: a moving average of what COMMIT takes
-        self._unlike: set[str] = set()  # texts that are not run many at once any more
-        self._texts: dict[tuple[str, int], str] = {}  # INSERTs of one row, as INSERTs of many
+        self._alike = Alike()
         self._open: Group | None = None  # the group whose transaction is open; for the keeper
         self._seen: Ticket | None = None  # who was next when the keeper looked last
         self._mending = threading.Lock()
@@ -517,14 +403,14 @@ class Groups:
                 group.full = True
                 self._turns.put_back(jobs[position:])
                 return
-            batch = jobs[position : position + 1] if group.careful else self._alike(jobs, position)
+            batch = jobs[position : position + 1] if group.careful else self._alike.run_at(jobs, position)
             position += len(batch)
             group.current = batch[0] if len(batch) == 1 else None
             try:
                 self._run_batch(batch, group)
             except (*DRIVER_ERRORS, _NotOneEach) as error:
                 if len(batch) > 1:
-                    self._unlike.add(batch[0].sql)
+                    self._alike.forgo(batch[0])
                 if group.careful or not self._writer.in_transaction or _is_interrupt(error):
                     self._discard(group, [*group.members, *batch, *jobs[position:]], error)
                 self._turns.put_back(jobs[position:])
@@ -540,43 +426,17 @@ class Groups:
         group.until = until
         self._writer.watch.enter(RUNNING, until)
 
-    def _alike(self, jobs: list[StatementJob], position: int) -> list[StatementJob]:
-        """Take the run of one-row INSERTs of one text that begins at ``position``, if there is one."""
-        first = jobs[position]
-        if first.row is None or first.sql in self._unlike:
-            return [first]
-        most = min(ALIKE, MOST_VALUES // max(len(first.values), 1))
-        some = jobs[position : position + most]
-        if [job.sql for job in some if job.row is not None].count(first.sql) < len(some):
-            some = list(takewhile(lambda job: job.row is not None and job.sql == first.sql, some))
-        count = len(some)
-        return some[: count if count < FEW else count // FEW * FEW]  # so that there are few texts to prepare
-
     def _run_batch(self, batch: list[StatementJob], group: Group) -> None:
-        """Run one statement, or many INSERTs of one row as one: each changes one row or none, so the sum tells of each.
-
-        Every statement lets go of the interpreter's lock several times, and under load waits for it each time (H22).
-        """
+        """Run one statement, or many INSERTs of one row as one (`alike`)."""
         if len(batch) == 1:
             self._run_member(batch[0], group)
             return
-        sql = self._text_of(batch[0], len(batch))
+        sql = self._alike.text_of(batch[0], len(batch))
         _, _, count = self._writer.run(sql, [value for job in batch for value in job.values])
         if count != len(batch):  # one was ignored, or a view's trigger took it: who, shows only one by one
             raise _NotOneEach
         for job in batch:
             job.value = ONE_ROW
-
-    def _text_of(self, job: StatementJob, rows: int) -> str:
-        """Give the INSERT of one row as one of many."""
-        key = job.sql, rows
-        text = self._texts.get(key)
-        if text is None:
-            if len(self._texts) >= TEXTS:
-                self._texts.clear()
-            start, end = cast("tuple[int, int]", job.row)
-            text = self._texts[key] = job.sql[:end] + f", {job.sql[start:end]}" * (rows - 1) + job.sql[end:]
-        return text
 
     def _run_member(self, job: StatementJob, group: Group) -> None:
         if not group.careful:

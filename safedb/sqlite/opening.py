@@ -20,8 +20,8 @@ from safedb.sqlite.blocks import Exclusive
 from safedb.sqlite.connections import Extras, refuse_lone_memory
 from safedb.sqlite.driver import VERSION
 from safedb.sqlite.engine import SqliteEngine
-from safedb.sqlite.groups import Job
 from safedb.sqlite.health import RACE_REMEDY, said_to_be_mended, wal_reset_race
+from safedb.sqlite.jobs import Job
 from safedb.sqlite.pragmas import check_given
 from safedb.sqlite.snapshots import SnapshotSession
 from safedb.stats import logger

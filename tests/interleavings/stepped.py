@@ -35,7 +35,9 @@ from safedb.sqlite.blocks import Block, Blocks
 from safedb.sqlite.columns import Columns
 from safedb.sqlite.connections import Connections, Extras
 from safedb.sqlite.engine import SqliteEngine
-from safedb.sqlite.groups import Groups, Job, StatementJob
+from safedb.sqlite.groups import Groups
+from safedb.sqlite.jobs import Job, StatementJob
+from safedb.sqlite.log import Log
 from safedb.sqlite.opening import Entry, Registry
 from safedb.sqlite.readers import Readers
 from safedb.sqlite.session import Session
@@ -344,6 +346,7 @@ class SteppedEngine(SqliteEngine):
         self.readers = Readers(cast("Any", None), name="stepped", most=1)
         self.snapshots = Snapshots()
         self.columns = Columns(cast("Any", None))
+        self.log = Log("", Pragmas().effective())
         self.watcher = self.checkpointer = cast("Any", SimpleNamespace(asleep=False))
 
 

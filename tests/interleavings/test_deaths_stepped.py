@@ -30,7 +30,8 @@ from stepped import (
 )
 from steps import DEAD, FAR, Interrupted, Unforgiving, play, unforgiving
 
-from safedb.sqlite.groups import FunctionJob, Group, Groups, Job, StatementJob
+from safedb.sqlite.groups import Groups
+from safedb.sqlite.jobs import FunctionJob, Group, Job, StatementJob
 from safedb.sqlite.session import Session
 from safedb.sqlite.turns import HOLDING, LATE, WAITING, Ticket, Turns
 

@@ -12,7 +12,8 @@ from stepped import FUNCTIONS, SHORT, Mix, scenario, virtual_clock, with_groups
 from steps import play, unforgiving
 
 from safedb.sqlite import groups as groups_module
-from safedb.sqlite.groups import Group, Groups, Job
+from safedb.sqlite.groups import Groups
+from safedb.sqlite.jobs import Group, Job
 from safedb.sqlite.session import Restart, Session
 from safedb.sqlite.writer import RUNNING
 
