@@ -10,10 +10,12 @@ import functools
 import random
 import resource
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pytest
 from reliability import Record, form
@@ -43,10 +45,13 @@ from verdicts import (
     open_db,
     open_once,
     seen,
+    stats,
     storm,
     true,
     write,
 )
+
+from safedb.sqlite import log
 
 SIZE = 6 * 1024 * 1024
 """Bytes of the disk."""
@@ -208,6 +213,32 @@ def test_a_first_opening_on_a_full_disk_can_be_repeated(disk: Disk, tmp_path: Pa
         assert child.call(close) == OK
 
 
+def make_room(world: World, later: float = 0.0) -> int:
+    """Have the keeper's room made now, with the clock put forward; tell by how many bytes the log's file has grown."""
+    engine: Any = world.db._engine
+    engine.checkpointer.close()  # by nobody else
+    log.monotonic = lambda: time.monotonic() + later  # type: ignore[attr-defined]
+    before = engine.log.size()
+    engine.log.make_room()
+    return int(engine.log.size() - before)
+
+
+def test_the_last_bytes_of_a_disk_are_not_taken_for_room(disk: Disk, tmp_path: Path) -> None:
+    """H14: what the log will need is taken ahead of it, but not where the data may need it more.
+
+    Written down: the same writes on the small disk, and on a large one.
+    """
+    sizes = []
+    for folder in (disk.folder, tmp_path):
+        with disk.child() as child:
+            child.call(open_db, folder / "app.db")
+            for w in range(3):
+                assert child.call(write, "a statement", w, LARGE) == OK
+            child.call(make_room)
+            sizes.append(child.call(stats).wal_bytes)
+    assert sizes[0] < log.STEP < sizes[1]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_disk_that_is_full_time_and_again_loses_nothing(
@@ -254,6 +285,31 @@ def test_a_disk_that_is_full_time_and_again_loses_nothing(
 def limit(world: World, size: int) -> None:
     """Let no file of this process grow beyond a size: EFBIG, since Python ignores SIGXFSZ."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def test_where_room_for_the_log_cannot_be_made_nothing_fails_and_it_is_tried_later(tmp_path: Path) -> None:
+    """H14: who commits is told of a disk that fails, and nobody before.
+
+    Written down: the limit lies within the room that is to be made: some of it is, then none; commits go on in what
+    there is; the limit goes, and so does a minute.
+    """
+    with Child() as child:
+        child.call(open_db, tmp_path / "app.db")
+        child.call(limit, 400_000)
+        assert child.call(make_room) == 0
+        assert child.call(write, "a statement", 1, LARGE) == OK
+        assert child.call(write, "a statement", 2, LARGE) == OK
+        child.call(make_room)
+        assert child.call(stats).wal_bytes == 400_000
+        assert child.call(make_room) == 0
+        assert child.call(write, "a statement", 3) == OK
+        assert child.call(write, "a statement", 4, LARGE) in (FULL, FAILED)
+        child.call(limit, resource.RLIM_INFINITY)
+        assert child.call(make_room) == child.call(make_room, log.RETRY / 2) == 0
+        assert child.call(make_room, log.RETRY + 1) == log.STEP
+        assert child.call(write, "a statement", 5, LARGE) == OK
+        assert child.call(damage) == []
+    assert set(after_kill(tmp_path / "app.db")) == {1, 2, 3, 5}
 
 
 def test_a_limit_on_the_size_of_files_is_as_a_full_disk_and_binds_nobody_else(neighbour: Child, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Crew, Gate, wait_until
+from support import JOIN, Crew, Gate, sqlite3, unmeasured, wait_until
 
 import safedb
 from safedb import errors
@@ -96,24 +98,125 @@ def test_enough_live_frames_are_moved_by_a_passive_checkpoint(open_db: Connect) 
     for _ in range(40):
         fill(db, 1)
     points.look(time.monotonic())
-    assert points._left == 0, "all was moved"
+    assert not points._left, "all was moved"
     stats = db.stats()
     assert stats.checkpoints.count == count + 1
     assert stats.wal_bytes > 0, "PASSIVE moves; it does not cut"
 
 
-def test_it_learns_how_many_frames_a_commit_writes(open_db: Connect) -> None:
-    db, points = open_db(checkpoint_pages=1000)
+def test_frames_are_counted_whoever_wrote_them_and_to_the_frame(open_db: Connect, tmp_path: Path) -> None:
+    """A second process's commits count towards this one's threshold.
+
+    Written down: this process writes a little, another 99 frames in all, and then the hundredth.
+    """
+    db, points = open_db(checkpoint_pages=100)
     db.checkpoint()
-    for _ in range(4):
-        fill(db, 200)
-    points.run("PASSIVE", time.monotonic() + 30)
-    assert points._each == pytest.approx(200, rel=0.1)
-    for _ in range(5):
-        fill(db, 200)
+    fill(db, 0)
+
+    def frames() -> int:
+        return (db.stats().wal_bytes - 32) // (PAGE + 24)
+
     count = db.stats().checkpoints.count
+    elsewhere(tmp_path, commits=99 - frames())
+    assert frames() == 99
     points.look(time.monotonic())
-    assert db.stats().checkpoints.count == count + 1, "5 commits of 200 frames are 1000 frames"
+    assert db.stats().checkpoints.count == count
+    elsewhere(tmp_path, commits=1)
+    points.look(time.monotonic())
+    assert db.stats().checkpoints.count == count + 1
+
+
+def elsewhere(folder: Path, *, commits: int) -> None:
+    """Commit from another process, which knows nothing of safedb: one frame each."""
+    program = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
+for n in range(int(sys.argv[2])):
+    connection.execute("UPDATE t SET x = ?", (n + 200,))  # what does not change is not written
+connection.close()
+"""
+    order = [sys.executable, "-c", program, str(folder / "app.db"), str(commits)]
+    subprocess.run(order, check=True, timeout=JOIN, env=unmeasured())
+
+
+def test_a_log_that_is_begun_anew_is_counted_from_its_beginning(open_db: Connect) -> None:
+    """Neither is what was moved of the old one counted, nor what of it still lies behind the new one."""
+    db, points = open_db(checkpoint_pages=100)
+    fill(db, 150)
+    points.look(time.monotonic())
+    count, size = db.stats().checkpoints.count, db.stats().wal_bytes
+    fill(db, 60)
+    points.look(time.monotonic())
+    assert db.stats().checkpoints.count == count
+    fill(db, 50)
+    points.look(time.monotonic())
+    assert db.stats().checkpoints.count == count + 1
+    assert db.stats().wal_bytes == size, "it was not begun anew"
+
+
+def test_what_a_reader_kept_from_being_moved_is_still_counted(open_db: Connect) -> None:
+    """Else it would wait for as much again, or for quiet, once the reader has gone."""
+    db, points = open_db(checkpoint_pages=100)
+    with db.snapshot() as snap:
+        snap.execute("SELECT count(*) FROM t")
+        fill(db, 150)
+        points.look(time.monotonic())
+    assert points._left
+    fill(db, 0)
+    points.look(points._not_before)
+    assert not points._left
+
+
+@pytest.mark.parametrize("before", [0, 150], ids=["a_short_log", "a_long_log"])
+def test_what_a_transaction_left_that_was_rolled_back_is_not_looked_for_at_each_look(
+    open_db: Connect, tmp_path: Path, before: int
+) -> None:
+    """It looks like more than it is until the log begins anew, which readers that come and go can put off for long.
+
+    Written down: a reader; a large transaction, which has spilled, is rolled back; before each look there is one small
+    commit, and one more reader comes before the other goes.
+    """
+    db, points = open_db(checkpoint_pages=100, cache_size=10)
+    db.checkpoint()
+    fill(db, before)
+    readers = [sqlite3.connect(tmp_path / "app.db", isolation_level=None) for _ in range(2)]
+
+    def spill(tx: safedb.Transaction) -> None:
+        for _ in range(200):
+            tx.execute("INSERT INTO t VALUES (zeroblob(4000))")
+        raise ZeroDivisionError
+
+    def come_and_go() -> None:
+        readers[0].execute("BEGIN")
+        readers[0].execute("SELECT count(*) FROM t").fetchall()
+        readers.reverse()
+        if readers[0].in_transaction:
+            readers[0].execute("ROLLBACK")
+
+    try:
+        come_and_go()
+        points.look(time.monotonic())
+        size = db.stats().wal_bytes
+        with pytest.raises(ZeroDivisionError):
+            db.run_transaction(spill)
+        assert db.stats().wal_bytes > size + 100 * PAGE, "nothing has spilled"
+        count = db.stats().checkpoints.count
+        fill(db, 0)
+        come_and_go()
+        points.look(time.monotonic())
+        assert db.stats().checkpoints.count == count + 1
+        assert points._pause == checkpoints.SHORT_PAUSE
+        fill(db, 0)
+        come_and_go()
+        points.look(points._not_before - 0.001)
+        assert db.stats().checkpoints.count == count + 1
+        fill(db, 0)
+        points.look(points._not_before)
+        assert db.stats().checkpoints.count == count + 2, "it is never tried again"
+        assert points._not_before <= time.monotonic() + checkpoints.QUIET
+    finally:
+        for reader in readers:
+            reader.close()
 
 
 def test_when_no_more_writes_come_the_rest_is_moved(open_db: Connect) -> None:
@@ -176,13 +279,6 @@ def test_litestream_checkpoints_itself(open_db: Connect) -> None:
     assert points.look(now + 100.0) is True
     assert db.stats().checkpoints.count == count
     assert db.stats().wal_bytes > 300 * PAGE
-
-
-def test_without_a_wal_file_its_size_is_nothing(open_db: Connect, tmp_path: Path) -> None:
-    _, points = open_db()
-    assert points.wal_bytes() > 0
-    points._path = str(tmp_path / "nothing.db")
-    assert points.wal_bytes() == 0
 
 
 # -- who is in the way ------------------------------------------------------------------------------------------------
