@@ -2,6 +2,9 @@
 
 All peers work on the same tables and write the same rows, one transaction for each call. What a call has returned from
 is acknowledged: afterwards it must be in the file.
+
+The lanes of the peers look alike, and each is spelled out all the same: what they could share would be called for every
+row, and make them slower than what somebody writes by hand.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class WithSafedb(Peer):
     name = "safedb"
     package = "safedb"
     source = "docs/tutorial.md"
-    remark = "checkpoints from 16,000 pages of log on, which few runs reach; the others in a COMMIT, from 1,000 on"
+    remark = "checkpoints from 16,000 pages of log on, which few runs reach, with room ahead; the others from 1,000 on"
 
     def __init__(self, place: Place) -> None:
         self._db = self._open(place)

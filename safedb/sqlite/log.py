@@ -33,7 +33,7 @@ FEW = 1 << 17  # bytes of log up to which none are worth it
 SPARE = 64 * STEP  # bytes that the disk must have left: the last ones are for data
 RETRY = 60.0  # seconds until it is tried again where it could not be done
 _LOOK = 0.001  # seconds between two looks whether a fork, or this file's part in it, is over
-_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))  # Windows has none of them
 
 
 class Mark(NamedTuple):
