@@ -126,7 +126,7 @@ def test_both_sides_run_in_several_processes_and_leave_nothing(here: Path, url: 
 def test_the_unpleasant_cases_at_once(here: Path, url: str) -> None:
     trouble = ("--lock-holder", "0.3", "--slow-reader", "0.3", "--cpu-threads", "1")
     # Longer than elsewhere: a holder that gets the lock only when all is over holds nobody up.
-    done = stress(*SHORT, "--seconds", "3", url, *trouble, "--json", "../trouble.json", "--plot", "../trouble.svg")
+    done = stress(*SHORT, "--seconds", "5", url, *trouble, "--json", "../trouble.json", "--plot", "../trouble.svg")
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((here / "../trouble.json").read_text())
     for side in report["sides"].values():
