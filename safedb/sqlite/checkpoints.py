@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from safedb import errors
 from safedb.config import ResolvedPragmas, ResolvedRetryPolicy
 from safedb.sqlite.blocks import Blocks
-from safedb.sqlite.log import PAGE, Log, Mark
+from safedb.sqlite.log import Log, Mark
 from safedb.sqlite.pragmas import BUSY_SLICE
 from safedb.sqlite.snapshots import Snapshots
 from safedb.stats import Counters, FailedCheckpoint, Hooks, LongSnapshot, SlowCheckpoint
@@ -63,7 +63,7 @@ class Checkpoints:
         self._policy = policy
         self._counters = counters
         self._hooks = hooks
-        self._page = pragmas.page_size or PAGE
+        self._page = pragmas.page_size or 4096
         self._seen = 0  # commits at the last look
         self._moved_at = 0  # commits at the last checkpoint
         self._left = False  # whether the last checkpoint left anything behind
@@ -115,14 +115,23 @@ class Checkpoints:
             return None
         if now - self._changed > QUIET:
             return "TRUNCATE" if size > pages * self._page else "PASSIVE"
-        return "RESTART" if self._log.has_grown(self._moved, pages) else None
+        return "RESTART" if self._is_time() else None
+
+    def _is_time(self) -> bool:
+        pages = self._pragmas.checkpoint_pages
+        grown = self._log.has_grown(self._moved, pages)
+        if grown is None:  # the process has given up its rights, or has no descriptor left. A commit is a page or more
+            return self._counters.commits - self._moved_at >= pages
+        return grown
 
     def run(self, mode: str, deadline: float, *, until: float | None = None) -> Answer:
         """Checkpoint now, in a turn of its own, that is had by ``deadline`` and given back by ``until`` (or that)."""
         started = [0.0]
 
-        def work(writer: Any) -> Answer:
+        def work(writer: Any) -> Answer | None:
             started[0] = monotonic()
+            if mode == "RESTART" and not self._is_time():  # any more: another process's keeper was quicker
+                return None
             if mode == "TRUNCATE" and self._pause:
                 answer = _checkpoint(writer, "PASSIVE")
                 if self._is_stuck(answer):
@@ -140,6 +149,8 @@ class Checkpoints:
             return answer
 
         answer = self._blocks.alone(deadline, self._policy, work, doing=f"a checkpoint of {self._path}", until=until)
+        if answer is None:
+            return self._last
         self._learn(answer, mode, monotonic() - started[0])
         return answer
 

@@ -1,6 +1,6 @@
 """Where a database file lies, and whether it can live there; found out without ever opening it.
 
-Closing any descriptor of a database, -wal or -shm file drops all of this process's POSIX locks on it, and with them
+Closing any descriptor of a database or -shm file drops all of this process's POSIX locks on it, and with them
 SQLite's (H32, https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_).
 So everything here asks by path: ``stat``, ``access``, ``chmod`` and ``mknod``, never ``open``.
 """

@@ -16,6 +16,7 @@ The file may be opened and closed, unlike the database and the -shm (H32): SQLit
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,10 +28,9 @@ from safedb.config import ResolvedPragmas
 MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 HEADER = 32  # bytes
 FRAME_HEADER = 24
-STEP = 1 << 20  # bytes of zeros at a time: the keeper comes often enough to stay ahead of any disk
-PAGE = 4096  # bytes: SQLite's default
+STEP = 1 << 20  # bytes of zeros at a time; the keeper looks each 20 ms, so it keeps ahead of 25 MB/s at the least
 FEW = 1 << 17  # bytes of log up to which none are worth it
-SPARE = 64 * STEP  # bytes that the disk must have left: the last ones are for data
+SPARE = 64 * STEP  # bytes that the disk must have left: the last ones are for data (a user's quota is not seen)
 RETRY = 60.0  # seconds until it is tried again where it could not be done
 _LOOK = 0.001  # seconds between two looks whether a fork, or this file's part in it, is over
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))  # Windows has none of them
@@ -48,7 +48,11 @@ class Log:
 
     def __init__(self, path: str, pragmas: ResolvedPragmas) -> None:
         self._path = f"{path}-wal"
-        self._most = _most(pragmas)
+        self._pages = pragmas.checkpoint_pages
+        self._limit = pragmas.wal_limit or math.inf
+        kept = pragmas.journal_size_limit  # bytes of the file that are left when the log begins anew
+        self._kept = math.inf if kept is None or kept < 0 else kept
+        self._wanted = pragmas.synchronous in {"FULL", "EXTRA"}  # else commits flush nothing
         self._not_before = 0.0
         self._looking = False  # flags, and no lock: an interrupt could leave that taken
         self._paused = False
@@ -69,16 +73,20 @@ class Log:
             return Mark(file.salts, frames)
         return Mark(b"", 0)
 
-    def has_grown(self, mark: Mark, frames: int) -> bool:
-        """Tell whether so many frames have come behind a place, or into a log that has begun anew since."""
+    def has_grown(self, mark: Mark, frames: int) -> bool | None:
+        """Tell whether so many frames have come behind a place, or into a log that has begun anew since.
+
+        Fewer, where so many large ones would not go below ``wal_limit``. None: this process cannot look at the file.
+        """
         with suppress(OSError), self._look(os.O_RDONLY) as file:
-            return file.holds(frames + (mark.frames if mark.salts == file.salts else 0))
-        return False
+            enough = max(1, int(min(frames, self._limit * 3 // 4 // file.frame)))
+            return file.holds(enough + (mark.frames if mark.salts == file.salts else 0))
+        return None
 
     def make_room(self) -> None:
         """Append zeros if the log comes near to the end of its file. Never raises: without them commits are slower."""
-        if self._most <= FEW or monotonic() < self._not_before or not FEW <= self.size() < self._most:
-            return
+        if not (self._wanted and self._pages) or monotonic() < self._not_before or self.size() < FEW:
+            return  # (with no pages somebody else, Litestream, looks after the file)
         try:
             with self._look(os.O_RDWR | os.O_APPEND) as file:
                 self._append_to(file)
@@ -87,15 +95,22 @@ class Log:
 
     def _append_to(self, file: _File) -> None:
         size = file.size()
-        if not file.holds(max(1, (size - STEP // 2) // file.frame)):
+        more = min(STEP, self._most(file) - size)
+        if more <= 0 or not file.holds(max(1, (size - STEP // 2) // file.frame)):
             return
         disk = os.fstatvfs(file.number)
         if disk.f_bavail * disk.f_frsize < SPARE:
             self._not_before = monotonic() + RETRY
             return
-        os.write(file.number, bytes(min(STEP, self._most - size)))
+        if file.size() != size:  # somebody else has made room meanwhile
+            return
+        os.write(file.number, bytes(int(more)))
         if hasattr(os, "posix_fadvise"):  # begins to write them out, where the next commit would have to wait for it
             os.posix_fadvise(file.number, size, 0, os.POSIX_FADV_DONTNEED)
+
+    def _most(self, file: _File) -> float:
+        """Give the bytes of the file up to which room is made: about as far as the log comes before it begins anew."""
+        return min(self._pages * file.frame, self._limit - 2 * STEP, self._kept)
 
     @contextmanager
     def _look(self, flags: int) -> Iterator[_File]:
@@ -152,18 +167,3 @@ class _File:
         """Tell whether the log has so many frames: whether the last of them is of this log."""
         salts = os.pread(self.number, 8, HEADER + (frames - 1) * self.frame + 8)
         return bool(self.salts) and salts == self.salts
-
-
-def _most(pragmas: ResolvedPragmas) -> int:
-    """Give the bytes of the file up to which room is made: as far as the log will come before it begins anew.
-
-    None where commits are not flushed, and where somebody else (Litestream) looks after the file.
-    """
-    if pragmas.synchronous not in {"FULL", "EXTRA"} or not pragmas.checkpoint_pages:
-        return 0
-    limits = [pragmas.checkpoint_pages * (pragmas.page_size or PAGE)]
-    if pragmas.wal_limit:
-        limits.append(pragmas.wal_limit)
-    if pragmas.journal_size_limit is not None and pragmas.journal_size_limit >= 0:
-        limits.append(pragmas.journal_size_limit)
-    return min(limits)

@@ -91,7 +91,8 @@ SLICE = 0.1  # seconds after which a ticket that is ABOARD looks at its state, i
 CONGESTED = 0.003  # seconds: who took so long to awake had to wait for a thread that does not let go (H22: after 5 ms)
 SEVERAL = 15  # so many more are woken then at once: they wait for it together, and not one after the other
 MOST_ROUNDS = 1000  # that are looked after
-DELIVERY = 0.005  # seconds without anybody else awake, after which the next transaction is put off no more
+DELIVERY = 0.005  # seconds without anybody else awake, after which the next transaction is put off no more,
+LONGEST_DELIVERY = 0.05  # and seconds after which it is not, whoever awakes
 
 
 class LockLike(Protocol):
@@ -376,8 +377,8 @@ class Turns:
     def await_delivery(self) -> None:
         """Wait until all who were served together last are awake, or it is slow to go on; for the holder only."""
         self._delivered.acquire(False)  # raised before, while nobody waited
-        awake = None
-        while self._served and self._awake != awake:
+        awake, until = None, self._now() + LONGEST_DELIVERY
+        while self._served and self._awake != awake and self._now() < until:
             awake = self._awake
             if self._delivered.acquire(True, DELIVERY):
                 return

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -62,10 +63,15 @@ def kill(server: Server) -> None:
 
 
 def kill_backend(server: Server) -> None:
-    [(pid,)] = server.execute(
-        "SELECT pid FROM pg_stat_activity WHERE application_name = 'load' AND query ~ 'INSERT|UPDATE|COMMIT' LIMIT 1"
-    )
-    server.kill_backend(pid)
+    which = "application_name = 'load' AND query ~ 'INSERT|UPDATE|COMMIT'"
+    found: list[Any] = []
+
+    def look() -> bool:
+        found[:] = server.execute(f"SELECT pid FROM pg_stat_activity WHERE {which}")
+        return bool(found)
+
+    wait_until(look, "a backend that writes")
+    server.kill_backend(found[0][0])
     server.wait_ready()
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,58 @@ def test_frames_are_counted_whoever_wrote_them_and_to_the_frame(open_db: Connect
     elsewhere(tmp_path, commits=1)
     points.look(time.monotonic())
     assert db.stats().checkpoints.count == count + 1
+
+
+def test_who_comes_second_to_a_checkpoint_leaves_it_out(open_db: Connect, tmp_path: Path) -> None:
+    """All keepers find at the same frame that it is time; each checkpoint would hold up the writers, and flush twice.
+
+    Written down: this keeper waits for its turn; another process moves all, and begins the log anew; it has its turn.
+    """
+    db, points = open_db(checkpoint_pages=100)
+    fill(db, 150)
+    count = db.stats().checkpoints.count
+    alone: Any = points._blocks.alone
+
+    def after_another(*given: Any, **named: Any) -> Any:
+        with closing(sqlite3.connect(tmp_path / "app.db", isolation_level=None)) as other:
+            assert other.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0] == 0
+            other.execute("INSERT INTO t VALUES (1)")
+        return alone(*given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(points._blocks, "alone", after_another)
+        assert points.look(time.monotonic()) is True, "what this process wrote last may still be there"
+    assert db.stats().checkpoints.count == count
+    assert points.look(time.monotonic() + 2 * checkpoints.QUIET) is False
+    assert db.stats().checkpoints.count == count + 1
+
+
+BLIND = """
+import os, resource, sys, time, safedb
+db = safedb.connect("sqlite:///" + sys.argv[1], pragmas=safedb.Pragmas(checkpoint_pages=100, wal_limit=0))
+db.execute("CREATE TABLE t (x)")
+db.execute("INSERT INTO t VALUES (1)")
+held = []
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+try:
+    while True:
+        held.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+before = db.stats().checkpoints.count
+end = time.monotonic() + 60
+while db.stats().checkpoints.count < before + 3 and time.monotonic() < end:
+    db.execute("INSERT INTO t VALUES (zeroblob(3000))")  # without a pause in which it would be moved anyway
+print(db.stats().checkpoints.count - before)
+os._exit(0)
+"""
+
+
+def test_a_process_that_cannot_open_the_log_counts_its_commits(tmp_path: Path) -> None:
+    """It has no descriptor left, or has given up its rights; else the log would grow as long as there are writes."""
+    order = [sys.executable, "-c", BLIND, str(tmp_path / "app.db")]
+    done = subprocess.run(order, capture_output=True, text=True, timeout=2 * JOIN, env=unmeasured())
+    assert int(done.stdout) >= 3, done.stderr
 
 
 def elsewhere(folder: Path, *, commits: int) -> None:

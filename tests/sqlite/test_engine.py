@@ -257,8 +257,9 @@ def test_what_is_known_of_a_read_is_forgotten_when_the_schema_changes(db: safedb
         lambda: db.execute("ALTER TABLE t ADD COLUMN a BOOLEAN"),
         lambda: db.executescript("ALTER TABLE t ADD COLUMN b BOOLEAN"),
     ):
-        db.execute(sql)
-        assert sql in engine._plans
+        wait_until(
+            lambda: bool(db.execute(sql)) and sql in engine._plans, "the watcher to have forgotten the last change"
+        )
         change()
         assert sql not in engine._plans
     db.execute("INSERT INTO t(a, b) VALUES (1, 0)")

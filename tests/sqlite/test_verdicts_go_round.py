@@ -19,7 +19,7 @@ from support import JOIN, Crew, Worker, line_behind_a_block, sizes, wait_until
 
 import safedb
 from safedb.sqlite import turns as module
-from safedb.sqlite.turns import CONGESTED, DELIVERY, FOREVER, SERVED, SEVERAL, Ticket, Turns
+from safedb.sqlite.turns import CONGESTED, DELIVERY, FOREVER, LONGEST_DELIVERY, SERVED, SEVERAL, Ticket, Turns
 
 MEMBERS = 12
 RETURNING = "INSERT INTO t (v) VALUES (?) RETURNING v"
@@ -448,6 +448,21 @@ def test_the_next_leader_waits_for_as_long_as_somebody_awakes_and_for_the_last(t
     turns.await_delivery()
     assert not clock.meanwhile
     assert clock.now == pytest.approx(before + 4 * DELIVERY), "the last one ends it at once"
+
+
+def test_the_next_leader_does_not_wait_for_ever_for_those_who_come_slowly(turns: Turns, clock: Clock) -> None:
+    """Written down: hundreds awake, each nearly late to its call; all the while the turn is held."""
+    tickets = round_of(turns, 100)
+
+    def come(ticket: Ticket) -> None:
+        ticket.called = clock.now  # not late enough to be noticed
+        turns.call_follower(ticket)
+
+    clock.meanwhile = [lambda ticket=ticket: come(ticket) for ticket in tickets]  # type: ignore[misc]
+    before = clock.now
+    turns.await_delivery()
+    assert clock.meanwhile, "it has waited for all of them"
+    assert clock.now == pytest.approx(before + LONGEST_DELIVERY, abs=2 * DELIVERY)
 
 
 def test_the_next_leader_does_not_wait_beside_a_thread_that_burns_time(turns: Turns, clock: Clock) -> None:
