@@ -681,7 +681,7 @@ def test_no_child_inherits_the_file_though_the_keeper_looks_at_it_all_the_time(
         writers = [crew(write) for _ in range(2)]
         try:
             wait_until(lambda: db.stats().wal_bytes > 0)
-            answers = [in_child(lambda: open_files(path)) for _ in range(form(30, 300))]
+            answers = [in_child(lambda: open_files(path)) for _ in range(form(8, 300))]
         finally:
             over.set()
         for writer in writers:
