@@ -1,10 +1,12 @@
-"""Another program at the same file, with plain `sqlite3`: ``python -m benchmarks.beside``, started by `lab`.
+"""Another program: ``python -m benchmarks.beside``, started by `lab`.
 
-It holds the write lock for a while in the middle of the window, or a read transaction all the time.
+At the same file, with plain `sqlite3`, it holds the write lock for a while in the middle of the window, or a read
+transaction all the time; or it only computes, with a second one.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import closing
 from typing import Any
@@ -20,6 +22,13 @@ TICK = 0.0001  # seconds between two attempts
 def work(parent: Parent) -> None:
     """Do what the lab says, step by step."""
     order = parent.hear()
+    if order["beside"] == "busy":
+        parent.say({})
+        window = parent.hear()
+        compute(window["begin"] + window["seconds"])
+        parent.say({})
+        parent.hear()
+        return
     with closing(sqlite3.connect(order["path"], timeout=0.0, isolation_level=None)) as connection:
         if order["beside"] == "reader held":
             connection.execute("BEGIN")
@@ -54,6 +63,16 @@ def hold(connection: Any, begin: float, seconds: float) -> float:
     time.sleep(length)
     connection.execute("COMMIT")
     return time.monotonic() - got
+
+
+def compute(end: float) -> None:
+    """Compute in two processes until then."""
+    child = os.fork()
+    while time.monotonic() < end:
+        sum(range(1000))
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Work = Literal["write", "function", "block", "point", "range", "mixed"]
-Beside = Literal["", "lock held", "reader held", "burning"]
+Beside = Literal["", "lock held", "reader held", "burning", "busy"]
 Synchronous = Literal["FULL", "NORMAL"]
+Scheduler = Literal["", "batch", "one core"]
 Dialect = Literal["sqlite", "postgresql"]
 
 # Widths of the histogram's buckets: each is 1 % wider than the one before it, from a tenth of a microsecond on.
@@ -28,8 +29,10 @@ class Case:
     ``scenario`` groups what belongs into one table. ``flush``: by how much every flush is made slower. ``rows``: how
     many rows ``item`` has. ``rate``: arrivals a second of an open loop, None where every thread does the next as soon
     as the last is done. ``beside``: what else goes on: another program holds the write lock for a second in the middle;
-    another holds a read transaction open all the time; two threads of the same process only compute. ``switch``: how
-    often the interpreter asks a running thread for its lock (`sys.setswitchinterval`).
+    another holds a read transaction open all the time; two threads of the same process only compute (``burning``), or
+    two other programs do (``busy``). ``switch``: how often the interpreter asks a running thread for its lock
+    (`sys.setswitchinterval`). ``scheduler``: what the case's processes ask of the kernel: that no thread interrupts
+    another when it is woken (``SCHED_BATCH``), or to run on one core only.
     """
 
     scenario: str
@@ -45,6 +48,7 @@ class Case:
     dialect: Dialect = "sqlite"
     seconds: float = 1.5
     switch: float = 0.005
+    scheduler: Scheduler = ""
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Case:

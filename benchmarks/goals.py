@@ -36,6 +36,7 @@ def load(threads: int, work: Work = "write", **more: Any) -> Case:
 
 PLAIN = {threads: load(threads) for threads in (16, 64, 1024)}
 NORMAL = load(16, synchronous="NORMAL")
+BATCH = {threads: load(threads, scheduler="batch") for threads in (16, 64)}
 FOUR, EIGHT = load(4, processes=4), load(1, processes=8)
 
 
@@ -202,6 +203,14 @@ def _budget(judge: Judge) -> list[Row]:
         beside(eight, "≥", 0.5, EIGHT, chosen=_always(PER_THREAD), unit=_than(PER_THREAD)),
         alone(f"{four}: errors", "≤", 0, FOUR, REFUSED),
         *judge.imports(),
+        *(
+            beside(f"(no goal) the same under `SCHED_BATCH`, FULL, {threads} threads", "≥", None, wanted)
+            for threads, wanted in BATCH.items()
+        ),
+        beside(
+            "(no goal) the same under `SCHED_BATCH`, NORMAL, 16 threads", "≥", None, replace(NORMAL, scheduler="batch"),
+            chosen=_always(PER_THREAD), unit=_than(PER_THREAD),
+        ),
         beside("(no goal) 64 threads, every flush 0.5 ms slower", "≥", None, slower(0.0005)),
         beside(f"(no goal) {four}: worst wait, beside the shortest", "≤", None, FOUR, figure=LONGEST, worst=True),
     ]  # fmt: skip

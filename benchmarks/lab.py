@@ -87,7 +87,7 @@ def _run(case: Case, place: Place, folder: Path, environment: dict[str, str], pa
 
 def _beside(case: Case, place: Place, folder: Path, stack: ExitStack, patience: float) -> Child | None:
     """Start the program that works beside the members, where it is not a thread of theirs."""
-    if case.beside not in {"lock held", "reader held"}:
+    if case.beside not in {"lock held", "reader held", "busy"}:
         return None
     if place.url:
         raise Lost(f"not done on PostgreSQL: {case.beside}")

@@ -24,6 +24,12 @@ BESIDE = {
     "lock held": "another program holds the lock for 1 s",
     "reader held": "another program holds a reader open",
     "burning": "2 threads compute beside",
+    "busy": "2 other programs compute",
+}
+SCHEDULERS = {
+    "": "the kernel's usual scheduling",
+    "batch": "SCHED_BATCH",
+    "one core": "on one core",
 }
 
 
@@ -60,6 +66,7 @@ def _order(case: Case) -> tuple[object, ...]:
         case.processes,
         case.threads,
         -case.switch,
+        list(SCHEDULERS).index(case.scheduler),
     )
 
 
@@ -78,13 +85,14 @@ ASPECTS: tuple[Aspect, ...] = (
     lambda case: f"every flush {case.flush * 1e3:g} ms slower" if case.flush else "flush not slowed",
     lambda case: BESIDE[case.beside],
     lambda case: f"threads switch every {case.switch * 1e3:g} ms",
+    lambda case: SCHEDULERS[case.scheduler],
     lambda case: f"{case.rows:,} rows",
 )
 
 
 # What is told only where it is not so.
 PLAIN = load(Case("", "", "write", 1))
-QUIET = ASPECTS[5:8]
+QUIET = ASPECTS[5:9]
 
 
 def apart(loads: Sequence[Case]) -> tuple[list[Aspect], list[Aspect]]:

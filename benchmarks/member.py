@@ -6,6 +6,7 @@ It imports only what the peer needs, so that its memory is the peer's.
 from __future__ import annotations
 
 import itertools
+import os
 import resource
 import sys
 import threading
@@ -14,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks import peers
-from benchmarks.case import Case, Waits
+from benchmarks.case import Case, Scheduler, Waits
 from benchmarks.children import Message, Parent, attend
 from benchmarks.loops import Actor, burning, closed, opened, sleep_until
 from benchmarks.peak import peak
@@ -91,6 +92,7 @@ def work(parent: Parent) -> None:
     order = parent.hear()
     case = Case.from_json(order["case"])
     sys.setswitchinterval(case.switch)
+    schedule(case.scheduler)
     kind = peers.peer(case.peer)
     if case.work not in kind.works:
         raise NotImplementedError(f"{kind.name} cannot do this: {case.work}")
@@ -113,6 +115,14 @@ def work(parent: Parent) -> None:
     peer.settle()
     peer.close()
     parent.say({})
+
+
+def schedule(scheduler: Scheduler) -> None:
+    """Ask the kernel to run the threads that are started from now on otherwise than usual."""
+    if scheduler == "batch":
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    elif scheduler == "one core":
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 def told(actors: list[Actor]) -> Message:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from benchmarks.results import RAW, Pair
 from benchmarks.verify import Wrong
 
 ROWS = 1000
+SETTLING = 0.1  # seconds: in the first twentieth after its files were made, safedb looks at all of them at each write
 NAMES = {RAW: PER_THREAD, SAFEDB: SAFEDB, SQLALCHEMY: SQLALCHEMY}
 
 
@@ -113,6 +115,7 @@ def _writes(folder: Path, synchronous: Synchronous, *, calls: int, rounds: int) 
             lane = opened.lane()
             stack.callback(lane.rest)
             works[name] = _writer(lane)
+        time.sleep(SETTLING)
         times = alternate(works, calls=calls, rounds=rounds)
         for name, place in found.items():
             with places.connect(place) as connection:

@@ -26,13 +26,14 @@ NEIGHBOURS = (*BY_HAND, "apsw", QUEUED, POOLED, SQLALCHEMY, "sqlspec")
 PROCESSES = (*BY_HAND, "apsw", POOLED, SQLALCHEMY, "sqlspec")
 OPEN = (*BY_HAND, "apsw", QUEUED, SQLALCHEMY)
 ROWS = (*BY_HAND, SQLALCHEMY)
+SCHEDULED = (*BY_HAND, "apsw")
 UNACKNOWLEDGED = ("sqlite3worker",)
 OTHER = ("diskcache", "litequeue")
 POSTGRES = ("safedb on PostgreSQL", "psycopg_pool by hand", "SQLAlchemy on PostgreSQL")
 
 SCENARIOS = (
     "writes", "sustained", "transactions", "reads", "mixed", "processes", "lock held", "reader held", "burning",
-    "slow flush", "rows", "open loop", "unacknowledged", "other work", "postgresql",
+    "slow flush", "scheduler", "rows", "open loop", "unacknowledged", "other work", "postgresql",
 )  # fmt: skip
 
 SECONDS: dict[Form, float] = {"short": 0.5, "long": 1.5}
@@ -135,6 +136,10 @@ def _long() -> Iterator[Load]:
         yield _load(FEW, "slow flush", "write", 16, flush=flush)
         yield _load(ALL, "slow flush", "write", 64, flush=flush)
     yield _load(FEW, "slow flush", "write", 64, flush=0.01)
+    for scheduler, another in (("batch", ""), ("one core", ""), ("", "busy"), ("batch", "busy")):
+        for threads in (16, 64):
+            yield _load(SCHEDULED, "scheduler", "write", threads, scheduler=scheduler, beside=another)
+    yield _load(SCHEDULED, "scheduler", "write", 16, synchronous="NORMAL", scheduler="batch")
     for rows in (100_000, 10_000_000):
         yield _load(ROWS, "rows", "point", 16, rows=rows)
     yield _load(ROWS, "rows", "mixed", 16, rows=10_000_000)
@@ -169,6 +174,7 @@ def _short() -> Iterator[Load]:
         yield _load(BY_HAND, beside, "write", threads, beside=beside)
     yield _load(BY_HAND, "slow flush", "write", 64, flush=0.0005)
     yield _load(ALL, "slow flush", "write", 64, flush=0.002)
+    yield _load(SCHEDULED, "scheduler", "write", 64, scheduler="batch")
     yield _load(BY_HAND, "rows", "point", 16, rows=100_000)
     yield _load(BY_HAND, "open loop", "write", 64, rate=2000.0)
     yield _load(UNACKNOWLEDGED, "unacknowledged", "write", 16)

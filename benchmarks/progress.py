@@ -77,6 +77,8 @@ def tell(case: Case) -> str:
     parts += [f"{case.rows:,} rows"] if case.rows != 1000 else []
     parts += [f"{case.rate:g}/s"] if case.rate is not None else []
     parts += [f"switch {case.switch * 1e3:g} ms"] if case.switch != 0.005 else []
+    parts += [case.beside] if case.beside not in {"", case.scenario} else []
+    parts += [case.scheduler] if case.scheduler else []
     return " ".join(parts)
 
 

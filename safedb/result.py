@@ -52,8 +52,11 @@ class Result:
 
     def fetchone(self) -> Any:
         """Give the next row, or None where there is none left."""
-        rows = self.fetchmany(1)
-        return rows[0] if rows else None
+        rows, start = self._fetched[0], self._next
+        if start >= len(rows):
+            return None
+        self._next = start + 1
+        return rows[start] if self._factory is tuple_row else self._factory(self.columns)(rows[start])
 
     def one(self) -> Any:
         """Give the only row; raise `ProgrammingError` unless there is exactly one."""

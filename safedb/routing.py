@@ -2,7 +2,7 @@
 
 The words tell enough to send nearly every statement the right way at once. What only the database knows (a SELECT that
 calls a function that writes) is learnt by the engine from its refusal, never guessed here. What is a database's own is
-data (:data:`_VOCABULARIES`): a statement that only the other one knows gets its database's own syntax error.
+data (`_sqlite`, `_postgresql`): a statement that only the other one knows gets its database's own syntax error.
 
 Everything here is pure: safe from any thread.
 """
@@ -13,6 +13,7 @@ import enum
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 from safedb.errors import ProgrammingError
@@ -47,7 +48,7 @@ def examine(tokens: list[Token], dialect: Dialect) -> Traits:
     Raises ``ProgrammingError`` for what begins or ends a transaction, naming the call to use. An EXPLAIN is refused
     with what it explains: nobody means it.
     """
-    vocabulary = _VOCABULARIES[dialect.name]
+    vocabulary = _VOCABULARIES[dialect.name]()
     keyword, inner, outer = _keywords(tokens)
     told = " ".join([token.keyword or _sign(token) for token in outer])
     two_phase = _TWO_PHASE.match(told)
@@ -299,8 +300,9 @@ class _Vocabulary:
     schema_is_reserved: bool
 
 
-_VOCABULARIES = {
-    SQLITE.name: _Vocabulary(
+@cache  # when it is first needed: the patterns take milliseconds, and most programs use one database
+def _sqlite() -> _Vocabulary:
+    return _Vocabulary(
         writes=frozenset({"INSERT", "UPDATE", "DELETE", "REPLACE", "MERGE"}),
         not_in_a_transaction=frozenset({"VACUUM", "PRAGMA", "ATTACH", "DETACH"}),
         pragmas=True,
@@ -321,8 +323,12 @@ _VOCABULARIES = {
         temporary_names=frozenset({"sqlite_temp_schema", "sqlite_temp_master"}),
         temporary_schema=re.compile("temp"),
         schema_is_reserved=False,
-    ),
-    POSTGRESQL.name: _Vocabulary(
+    )
+
+
+@cache
+def _postgresql() -> _Vocabulary:
+    return _Vocabulary(
         writes=frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"}),
         not_in_a_transaction=frozenset({"VACUUM"}),
         pragmas=False,
@@ -378,8 +384,10 @@ _VOCABULARIES = {
         temporary_names=frozenset(),
         temporary_schema=re.compile("pg_temp(_[0-9]+)?"),
         schema_is_reserved=True,
-    ),
-}
+    )
+
+
+_VOCABULARIES = {SQLITE.name: _sqlite, POSTGRESQL.name: _postgresql}
 _BEFORE_A_TABLE = frozenset({"FROM", "JOIN", "INTO", "UPDATE", "TABLE", "VIEW", "TRIGGER", "INDEX", "EXISTS"})
 # Their names and bodies call nothing now: a trigger's changes() is asked by the connection that fires it.
 _DEFINES = frozenset({"CREATE", "ALTER", "DROP", "COMMENT", "GRANT", "REVOKE", "SECURITY"})

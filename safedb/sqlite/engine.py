@@ -146,12 +146,13 @@ class SqliteEngine:
             return self._write(plan.statement, params, timeout, policy)
         statement = plan.statement
         try:
-            rows, description, count = self.readers.run(statement.sql, statement.bind(params), timeout, policy)
+            outcome = self.readers.run(statement.sql, statement.bind(params), timeout, policy)
         except WritesAfterAll:  # refused at once: nothing of the timeout is used up
             return self._write_after_all(plan, params, timeout, policy)
-        if plan.decoders is not None or len(description) != plan.width:
-            rows = self._typed(plan, rows, len(description))
-        return rows, description, count
+        if plan.decoders is None and len(outcome[1]) == plan.width:
+            return outcome
+        rows, description, count = outcome
+        return self._typed(plan, rows, len(description)), description, count
 
     def execute_stale(self, sql: str, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
         """Run one read: there is one file, and no copy of it that lags behind."""

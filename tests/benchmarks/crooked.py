@@ -147,6 +147,32 @@ class Hanging(Straight):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+class _Interrupted(Honest):
+    def write(self, thread: int, number: int) -> None:
+        super().write(thread, number)
+        if os.sched_getscheduler(0) != os.SCHED_BATCH:
+            raise BlockingIOError("may be interrupted by whom it wakes")
+
+
+class Interrupted(Straight):
+    """Refuse to be scheduled as usual."""
+
+    lanes = _Interrupted
+
+
+class _Roams(Honest):
+    def write(self, thread: int, number: int) -> None:
+        super().write(thread, number)
+        if len(os.sched_getaffinity(0)) > 1:
+            raise ChildProcessError("may run on another core")
+
+
+class Roaming(Straight):
+    """Refuse to run on more than one core."""
+
+    lanes = _Roams
+
+
 class Closed(Straight):
     """Do not open."""
 

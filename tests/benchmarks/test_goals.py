@@ -89,6 +89,18 @@ def test_who_failed_is_no_rival() -> None:
     assert measured(found[WRITES_16]) == 10
 
 
+def test_loads_that_are_scheduled_otherwise_are_judged_by_themselves() -> None:
+    batch = replace(SIXTEEN, scenario="scheduler", scheduler="batch")
+    found = judged(
+        some(SIXTEEN, SAFEDB, 16000),
+        some(SIXTEEN, ONE_LOCK, 8000),
+        some(batch, SAFEDB, 24000),
+        some(batch, ONE_LOCK, 4800),
+    )
+    assert measured(found[WRITES_16]) == 2
+    assert measured(found["(no goal) the same under `SCHED_BATCH`, FULL, 16 threads", BEST]) == 5
+
+
 def test_where_safedb_failed_the_goal_is_missed() -> None:
     found = judged(
         some(FOUR, SAFEDB, 16000, failed="rows are lost"),

@@ -138,11 +138,21 @@ def test_another_program_holds_the_lock_in_the_middle(run: Run, heard: list[Mess
     assert any("held" in message for message in heard)
 
 
-@pytest.mark.parametrize("other", ["reader held", "burning"])
+@pytest.mark.parametrize("other", ["reader held", "burning", "busy"])
 def test_others_beside_let_the_writers_work(run: Run, other: str) -> None:
     outcome = run(peers.SAFEDB, beside=other)
     assert outcome.failed == ""
     assert outcome.verified > 0
+
+
+@pytest.mark.parametrize(("peer", "scheduler"), [("Interrupted", "batch"), ("Roaming", "one core")])
+def test_the_kernel_is_asked_for_what_the_case_says(run: Run, peer: str, scheduler: str) -> None:
+    """Written down: the peer's threads look at how they are scheduled, after each write, and raise unless it is so."""
+    if peer == "Interrupted" or len(os.sched_getaffinity(0)) > 1:
+        assert " may " in run(f"crooked:{peer}").failed  # its own words
+    outcome = run(f"crooked:{peer}", scheduler=scheduler)
+    assert (outcome.failed, outcome.errors) == ("", {})
+    assert outcome.verified == outcome.acknowledged > 0
 
 
 def test_a_large_file_is_used_again_and_each_run_finds_its_own_rows(

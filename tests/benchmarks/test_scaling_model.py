@@ -88,7 +88,7 @@ def test_what_is_not_the_same_load_changes_nothing() -> None:
     """Written down: safedb beside burning threads, in processes, at a rate, with rows, in functions, on a server."""
     others: list[dict[str, Any]] = [
         {"beside": "burning"}, {"processes": 4}, {"rate": 500.0}, {"rows": 10**7}, {"work": "function"},
-        {"dialect": "postgresql"}, {"switch": 0.0001},
+        {"dialect": "postgresql"}, {"switch": 0.0001}, {"beside": "busy"}, {"scheduler": "batch"},
     ]  # fmt: skip
     slow = [one for peer in (SAFEDB, ONE_LOCK) for one in runs(peer, 7.0, threads=16)]
     strange = [replace(one, case=replace(one.case, **other)) for other in others for one in slow]

@@ -11,7 +11,7 @@ from statistics import median
 import pytest
 from synthetic import ABOUT, PEERS, results, run
 
-from benchmarks import losses
+from benchmarks import losses, progress
 from benchmarks.case import Case, Run, Waits
 from benchmarks.figures import FAIRNESS, THROUGHPUT, cells, ratio
 from benchmarks.markup import TIMES
@@ -183,6 +183,23 @@ def test_what_a_figure_does_not_say_by_itself_is_told() -> None:
     ):
         text = markdown([made], {})["writes"]
         assert {words for words in (few, burning, server) if words in text} == told
+
+
+def test_how_a_load_is_scheduled_is_told_where_loads_differ_in_it() -> None:
+    usual, batch = (run("safedb", 0, 100, scenario="scheduler", scheduler=scheduler) for scheduler in ("", "batch"))
+    busy = run("safedb", 0, 100, scenario="scheduler", scheduler="batch", beside="busy")
+    found = markdown([usual, batch, busy], {})["scheduler"].split("<details>")[0]
+    assert [line[0] for line in lines(found)[2:]] == [
+        "nothing beside, the kernel's usual scheduling",
+        "nothing beside, SCHED_BATCH",
+        "2 other programs compute, SCHED_BATCH",
+    ]
+    assert "schedul" not in markdown([usual], {})["scheduler"].split("<details>")[0]
+    assert "SCHED_BATCH" in markdown([batch], {})["scheduler"].split("<details>")[0]
+    assert [progress.tell(one.case).split(" ")[-2:] for one in (batch, busy)] == [
+        ["thread", "batch"],
+        ["busy", "batch"],
+    ]
 
 
 def test_a_servers_log_and_the_rows_of_readers_are_not_told_as_nothing() -> None:

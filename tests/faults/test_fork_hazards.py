@@ -351,7 +351,7 @@ sizes = []
 def work(db):
     db.execute("INSERT INTO t VALUES (zeroblob(300000))")
     end = time.monotonic() + 60
-    while db.stats().wal_bytes < 1_000_000:  # until the keeper has made room
+    while "to append" not in looked:  # until the keeper has made room, once (later on an older log may have left some)
         assert time.monotonic() < end
         time.sleep(0.001)
     db.executemany("INSERT INTO t VALUES (?)", [(n,) for n in range(50)])
