@@ -153,7 +153,7 @@ def _colons(names: Sequence[str]) -> str:
 
 def prepare(dialect: str) -> None:
     """Compile what reads SQL, here and once: many threads would do it all at once, and each would wait for all."""
-    tokenize("", DIALECTS[dialect])
+    _parse(DIALECTS[dialect], "SELECT 1")
 
 
 def parse(sql: str, dialect: str = "sqlite") -> Statement:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import subprocess
+import sys
 from collections import UserList, defaultdict
 from collections.abc import Iterator
 from types import MappingProxyType
@@ -790,6 +792,22 @@ def test_ten_thousand_parameters_are_taken(database: sqlite3.Connection) -> None
 
 
 # --- The cache -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
+def test_once_prepared_no_statement_compiles_a_pattern(dialect: str) -> None:
+    """Written down: sixteen threads that begin at once would each compile what the first statement needs."""
+    work = f"""
+import re
+from safedb.sql import parse, prepare
+prepare({dialect!r})
+def refuse(*_):
+    raise AssertionError("compiled too late")
+re._compiler.compile = refuse
+for sql in ("SELECT a FROM t WHERE b = ?", "INSERT INTO t VALUES (:a)", "WITH c AS (SELECT 1) SELECT 1"):
+    parse(sql, {dialect!r})
+"""
+    subprocess.run([sys.executable, "-c", work], check=True)
 
 
 def test_a_statement_is_read_once() -> None:
