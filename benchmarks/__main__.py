@@ -27,6 +27,8 @@ def prepare(environment: Path = ENVIRONMENT) -> Path:
     python = environment / "bin" / "python"
     made, wanted = environment / "made-of", stamp()
     if not (made.exists() and made.read_text(encoding="utf-8") == wanted):
+        if environment.is_symlink():
+            sys.exit(f"{environment} is a symbolic link, and what it leads to would be cleared: remove the link.")
         print(f"Installing the peers into {environment} …", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]

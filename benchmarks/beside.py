@@ -1,7 +1,7 @@
 """Another program: ``python -m benchmarks.beside``, started by `lab`.
 
 At the same file, with plain `sqlite3`, it holds the write lock for a while in the middle of the window, or a read
-transaction all the time; or it only computes, with a second one.
+transaction all the time; or it only computes, on every core.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.children import Parent, attend
 from benchmarks.loops import sleep_until
+from benchmarks.machine import cores
 from safedb.sqlite.driver import sqlite3
 
 HOLD = 1.0  # seconds, but no more than two thirds of the window
@@ -66,13 +67,24 @@ def hold(connection: Any, begin: float, seconds: float) -> float:
 
 
 def compute(end: float) -> None:
-    """Compute in two processes until then."""
-    child = os.fork()
+    """Compute until then, in as many processes as there are cores."""
+    children = []
+    for _ in range(cores() - 1):
+        child = os.fork()
+        if child == 0:
+            try:
+                _compute(end)
+            finally:
+                os._exit(0)
+        children.append(child)
+    _compute(end)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+def _compute(end: float) -> None:
     while time.monotonic() < end:
         sum(range(1000))
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
 
 
 if __name__ == "__main__":

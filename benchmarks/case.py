@@ -30,9 +30,9 @@ class Case:
     many rows ``item`` has. ``rate``: arrivals a second of an open loop, None where every thread does the next as soon
     as the last is done. ``beside``: what else goes on: another program holds the write lock for a second in the middle;
     another holds a read transaction open all the time; two threads of the same process only compute (``burning``), or
-    two other programs do (``busy``). ``switch``: how often the interpreter asks a running thread for its lock
-    (`sys.setswitchinterval`). ``scheduler``: what the case's processes ask of the kernel: that no thread interrupts
-    another when it is woken (``SCHED_BATCH``), or to run on one core only.
+    another program does on every core (``busy``). ``switch``: how often the interpreter asks a running thread for its
+    lock (`sys.setswitchinterval`). ``scheduler``: what the case's processes ask of the kernel: that no thread
+    interrupts another when it is woken (``SCHED_BATCH``), or to run on one core only.
     """
 
     scenario: str

@@ -24,7 +24,7 @@ BESIDE = {
     "lock held": "another program holds the lock for 1 s",
     "reader held": "another program holds a reader open",
     "burning": "2 threads compute beside",
-    "busy": "2 other programs compute",
+    "busy": "another program computes on every core",
 }
 SCHEDULERS = {
     "": "the kernel's usual scheduling",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.case import Case
 from benchmarks.figures import FAIRNESS, MEMORY, OURS, PROCESSOR, REFUSED, THROUGHPUT, UNSERVED, Cell, ratio, wait
-from benchmarks.loads import apart, by_load, by_scenario, tell
+from benchmarks.loads import QUIET, apart, by_load, by_scenario, tell
 from benchmarks.markup import head, line, middle, times
 
 MARGIN = 1.1  # how many times better another must be to be told: repeats of one case differ by about as much
@@ -39,8 +39,9 @@ def losses(rivals: Sequence[Cell]) -> list[Loss]:
     for some in by_scenario(rivals).values():
         loads = by_load(some)
         differ, shared = apart(list(loads))
+        told = [*shared[:4], *(aspect for aspect in shared[4:] if aspect in QUIET)]
         for case, group in loads.items():
-            found += _losses(case, group, tell(case, differ or shared[:4]))
+            found += _losses(case, group, tell(case, differ or told))
     return sorted(found, key=lambda loss: -loss.by)
 
 

@@ -54,7 +54,7 @@ class Machine:
 def describe(folder: Path) -> Machine:
     """Look at this machine, and at the disk that ``folder`` lies on."""
     return Machine(
-        cores=_cores(),
+        cores=cores(),
         processor=_processor(),
         system=f"{platform.system()} {platform.release()}",
         filesystem=filesystem(folder),
@@ -87,7 +87,8 @@ def flush_time(folder: Path, flushes: int = FLUSHES) -> float:
     return median(times)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

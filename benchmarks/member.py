@@ -119,6 +119,8 @@ def work(parent: Parent) -> None:
 
 def schedule(scheduler: Scheduler) -> None:
     """Ask the kernel to run the threads that are started from now on otherwise than usual."""
+    if scheduler and not hasattr(os, "SCHED_BATCH"):
+        raise NotImplementedError(f"this system's scheduler cannot be asked for this: {scheduler}")
     if scheduler == "batch":
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     elif scheduler == "one core":

@@ -136,9 +136,10 @@ def _long() -> Iterator[Load]:
         yield _load(FEW, "slow flush", "write", 16, flush=flush)
         yield _load(ALL, "slow flush", "write", 64, flush=flush)
     yield _load(FEW, "slow flush", "write", 64, flush=0.01)
-    for scheduler, another in (("batch", ""), ("one core", ""), ("", "busy"), ("batch", "busy")):
-        for threads in (16, 64):
-            yield _load(SCHEDULED, "scheduler", "write", threads, scheduler=scheduler, beside=another)
+    for another in ("", "busy"):
+        for scheduler in ("", "batch", "one core"):
+            for threads in (16, 64):
+                yield _load(SCHEDULED, "scheduler", "write", threads, scheduler=scheduler, beside=another)
     yield _load(SCHEDULED, "scheduler", "write", 16, synchronous="NORMAL", scheduler="batch")
     for rows in (100_000, 10_000_000):
         yield _load(ROWS, "rows", "point", 16, rows=rows)
@@ -174,7 +175,8 @@ def _short() -> Iterator[Load]:
         yield _load(BY_HAND, beside, "write", threads, beside=beside)
     yield _load(BY_HAND, "slow flush", "write", 64, flush=0.0005)
     yield _load(ALL, "slow flush", "write", 64, flush=0.002)
-    yield _load(SCHEDULED, "scheduler", "write", 64, scheduler="batch")
+    for scheduler in ("", "batch"):
+        yield _load((SAFEDB, PER_THREAD), "scheduler", "write", 64, scheduler=scheduler)
     yield _load(BY_HAND, "rows", "point", 16, rows=100_000)
     yield _load(BY_HAND, "open loop", "write", 64, rate=2000.0)
     yield _load(UNACKNOWLEDGED, "unacknowledged", "write", 16)

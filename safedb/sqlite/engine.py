@@ -149,7 +149,7 @@ class SqliteEngine:
             outcome = self.readers.run(statement.sql, statement.bind(params), timeout, policy)
         except WritesAfterAll:  # refused at once: nothing of the timeout is used up
             return self._write_after_all(plan, params, timeout, policy)
-        if plan.decoders is None and len(outcome[1]) == plan.width:
+        if len(outcome[1]) == plan.width and plan.decoders is None:  # in this order: see `_typed`
             return outcome
         rows, description, count = outcome
         return self._typed(plan, rows, len(description)), description, count
@@ -180,11 +180,14 @@ class SqliteEngine:
 
     def _typed(self, plan: Plan, rows: list[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
         """Decode rows; at first, and when another process has changed the table, find out how."""
-        if plan.width != width:
+        if plan.width == width:
+            decoders = plan.decoders
+        else:
             if plan.width:
                 self._forget_schema()
-            plan.decoders, plan.width = self.columns.of(plan.statement, width), width
-        return rows if plan.decoders is None else decode_rows(rows, plan.decoders)
+            plan.decoders = decoders = self.columns.of(plan.statement, width)
+            plan.width = width  # last: who finds it finds the decoders too
+        return rows if decoders is None else decode_rows(rows, decoders)
 
     def _write_after_all(self, plan: Plan, params: Any, timeout: float, policy: ResolvedRetryPolicy) -> Fetched:
         """Run a statement that looked like a read where it can write, and remember that it does."""

@@ -89,6 +89,7 @@ CROWDED = "crowded"  # gave up at its deadline, out of the lobby
 
 QUEUED = frozenset({WAITING, LOBBY})
 ASLEEP = QUEUED | {ABOARD}
+ENDED = frozenset({SERVED, LATE, CROWDED})
 
 FOREVER = -1.0
 SLICE = 0.1  # seconds after which a ticket that is ABOARD looks at its state, if nobody wakes it before
@@ -438,12 +439,13 @@ class Turns:
         """Queue tickets again at the front, in their order, with the arrival they had: their run was discarded.
 
         For the holder, or for who has just deposed it; `leave` or `depose` must follow. Those that stand in the queue
-        already stay where they are: this may be called again after it was interrupted.
+        already stay where they are, and those that have since been told their end stay out of it: this may be called
+        again after it was interrupted.
         """
         with self._mutex:
             # Critical section: the queue changes by one C call.
             queued = set(map(id, self.queue))
-            back = [ticket for ticket in tickets if id(ticket) not in queued]
+            back = [ticket for ticket in tickets if id(ticket) not in queued and ticket.state not in ENDED]
             back.reverse()
             behind = self.queue[0].arrived if self.queue else self._now()
             for ticket in back:

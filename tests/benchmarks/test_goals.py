@@ -98,7 +98,7 @@ def test_loads_that_are_scheduled_otherwise_are_judged_by_themselves() -> None:
         some(batch, ONE_LOCK, 4800),
     )
     assert measured(found[WRITES_16]) == 2
-    assert measured(found["(no goal) the same under `SCHED_BATCH`, FULL, 16 threads", BEST]) == 5
+    assert measured(found["(no goal) acknowledged writes under `SCHED_BATCH`, FULL, 16 threads", BEST]) == 5
 
 
 def test_where_safedb_failed_the_goal_is_missed() -> None:

@@ -145,6 +145,7 @@ def test_others_beside_let_the_writers_work(run: Run, other: str) -> None:
     assert outcome.verified > 0
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system's scheduler cannot be asked")
 @pytest.mark.parametrize(("peer", "scheduler"), [("Interrupted", "batch"), ("Roaming", "one core")])
 def test_the_kernel_is_asked_for_what_the_case_says(run: Run, peer: str, scheduler: str) -> None:
     """Written down: the peer's threads look at how they are scheduled, after each write, and raise unless it is so."""

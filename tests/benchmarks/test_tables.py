@@ -192,7 +192,7 @@ def test_how_a_load_is_scheduled_is_told_where_loads_differ_in_it() -> None:
     assert [line[0] for line in lines(found)[2:]] == [
         "nothing beside, the kernel's usual scheduling",
         "nothing beside, SCHED_BATCH",
-        "2 other programs compute, SCHED_BATCH",
+        "another program computes on every core, SCHED_BATCH",
     ]
     assert "schedul" not in markdown([usual], {})["scheduler"].split("<details>")[0]
     assert "SCHED_BATCH" in markdown([batch], {})["scheduler"].split("<details>")[0]

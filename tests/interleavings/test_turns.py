@@ -7,6 +7,8 @@ transaction, put everybody back, lose it to the keeper; and their ``finally`` is
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -405,6 +407,35 @@ LOSSES = Mix(kinds=("boards",), rounds=True, threads=(4, 6), wishes=3, repairs=T
 @pytest.mark.usefixtures("no_second_look")
 def test_the_keeper_calls_whoever_was_not_called(record: Record, seed: int) -> None:
     play(scenario(LOSSES, LosesSomeCalls), record, seed, short=50, long=2500)
+
+
+def test_who_has_given_up_meanwhile_is_not_put_back_a_second_time() -> None:
+    """No write comes after its `LockTimeout`.
+
+    Written down: a run is discarded, an interrupt comes, and it is discarded again::
+
+    holder                                  member
+    board: ABOARD
+    put_back: WAITING
+    (interrupted; notes who is to be put back)
+                                            its deadline passes: LATE, its caller is told
+    put_back: not in the queue, and left out
+    """
+    turns, holder, member = Turns(), Ticket(), Ticket()
+    member.boards = True
+    assert turns.take(holder, FAR) is HOLDING
+    told: list[str] = []
+    thread = threading.Thread(target=lambda: told.append(turns.take(member, time.monotonic() + 0.3)))
+    thread.start()
+    while not turns.queue:
+        time.sleep(0.001)
+    aboard: list[Ticket] = []
+    turns.board(5, aboard)
+    turns.put_back(aboard)
+    thread.join()
+    turns.put_back(aboard)
+    assert told == [LATE]
+    assert (member.state, list(turns.queue), turns.board(5, [])) == (LATE, [], [])
 
 
 def test_a_ticket_that_was_put_back_has_its_deadline_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,13 @@ that was lost, so it is switched off here: then there are the chain, and the kee
 from __future__ import annotations
 
 import gc
+import itertools
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -331,32 +334,52 @@ def test_who_awakes_without_a_call_wakes_one(turns: Turns, clock: Clock) -> None
     assert awake(tickets) == [0, 6]
 
 
-@pytest.mark.parametrize("at", range(4))
-def test_an_interrupt_while_several_are_woken_loses_none_of_them(
-    turns: Turns, clock: Clock, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
-    """Written down: an exception just before the signal number ``at``; who was struck calls again, as it clears up."""
-    tickets = round_of(turns, SEVERAL + 3)
-    clock.now += 2 * CONGESTED
-    raise_signal, count = module.raise_signal, [0]
+def struck(call: Callable[[], None], moment: int) -> bool:
+    """Call, and raise `KeyboardInterrupt` before line ``moment`` of what passes a call on; tell if it came."""
+    codes = {module.Turns.call_follower.__code__, module.Turns._call_several.__code__, module.raise_signal.__code__}
+    left = moment
 
-    def struck(signal: Any) -> None:
-        count[0] += 1
-        if count[0] == at + 1:
-            raise KeyboardInterrupt
-        raise_signal(signal)
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        if frame.f_code not in codes:
+            return None
+        if event == "line":
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
 
-    monkeypatch.setattr(module, "raise_signal", struck)
-    with pytest.raises(KeyboardInterrupt):
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("late", [0.0, 2 * CONGESTED])
+def test_an_interrupt_before_any_line_of_a_call_loses_nobody(clock: Clock, late: float) -> None:
+    """Written down: an exception before each line in turn; who was struck calls again, as it clears up."""
+    for moment in itertools.count():
+        turns = Turns(primitives=clock)
+        tickets = round_of(turns, SEVERAL + 3)
+        clock.now += late
+        came = struck(lambda turns=turns, first=tickets[0]: turns.call_follower(first), moment)  # type: ignore[misc]
+        called: set[int] = set()
         turns.call_follower(tickets[0])
-    called: set[int] = set()
-    turns.call_follower(tickets[0])
-    while fresh := set(awake(tickets)) - called - {0}:
-        for number in fresh:
-            turns.call_follower(tickets[number])
-        called |= fresh
-    assert awake(tickets) == list(range(SEVERAL + 3)), "without the keeper"
-    assert not turns.is_delivering
+        while fresh := set(awake(tickets)) - called - {0}:
+            for number in fresh:
+                turns.call_follower(tickets[number])
+            called |= fresh
+        assert awake(tickets) == list(range(SEVERAL + 3)), f"without the keeper, struck before line {moment}"
+        assert not turns.is_delivering
+        if not came:
+            break
+    assert moment > 5
 
 
 def test_a_round_that_stands_still_is_ended_by_the_keeper_at_its_second_look(turns: Turns) -> None:

@@ -3,6 +3,7 @@
 # ruff: noqa: PT012 - whole blocks are what fails here
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from support import Crew, Gate, sqlite3, wait_until
 import safedb
 from safedb import errors
 from safedb.sql import parse
+from safedb.sqlite import pragmas
 from safedb.sqlite.engine import SqliteEngine
 from safedb.sqlite.writer import Writer
 from safedb.stats import Counters, Event, Hooks, Overrun, Retried
@@ -561,19 +563,58 @@ def test_a_wait_that_is_interrupted_gives_the_lock_back(db: safedb.Database, pat
     assert released
 
 
+def busy() -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("database is locked")
+    error.sqlite_errorcode = 5
+    return error
+
+
 def test_what_was_not_busy_comes_through_from_waiting(tmp_path: Path) -> None:
     writer = lone_writer(tmp_path / "a.db", [])
-    busy = sqlite3.OperationalError("database is locked")
-    busy.sqlite_errorcode = 5
 
     def fail() -> None:
         raise sqlite3.OperationalError("another")
 
     with pytest.raises(sqlite3.OperationalError, match="another"):
         try:
-            raise busy
+            raise busy()
         except sqlite3.OperationalError:
             writer.wait_for_foreigners(fail, time.monotonic() + 30, GENEROUS.effective())
+
+
+@pytest.mark.parametrize("ends", ["well", "another", "closed"])
+def test_who_leaves_the_lock_for_a_moment_only_is_knocked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """H17. Written down: BUSY a hundred times within one slice; SQLite's own steps would not have come to ten.
+
+    Its own patience is back afterwards, however it ended, and where there is still the same connection.
+    """
+    monkeypatch.setattr(pragmas, "BUSY_SLICE", 60.0)
+    writer = lone_writer(tmp_path / "a.db", [])
+    connection = writer.cursor().connection
+    seen: list[int] = []
+
+    def attempt() -> str:
+        seen.append(connection.execute("PRAGMA busy_timeout").fetchone()[0])
+        if len(seen) <= 100:
+            raise busy()
+        if ends == "another":
+            raise sqlite3.OperationalError("another")
+        if ends == "closed":
+            writer.close()
+        return "well"
+
+    try:
+        raise busy()
+    except sqlite3.OperationalError:
+        with contextlib.suppress(sqlite3.OperationalError):
+            assert writer.wait_for_foreigners(attempt, time.monotonic() + 30, GENEROUS.effective()) == "well"
+    assert seen == 101 * [0]
+    assert writer._counters.retries == {"busy": 1}
+    if ends != "closed":
+        assert writer.run("PRAGMA busy_timeout", ())[0] == [(60_000,)]
+    writer.close()
 
 
 def test_to_close_from_a_signal_handler_inside_ones_own_write_is_refused_at_once(path: Path) -> None:
