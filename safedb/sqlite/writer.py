@@ -283,7 +283,7 @@ class Writer:
 
     def _be_patient(self, connection: sqlite3.Connection | None, seconds: float) -> None:
         """Let SQLite itself wait for so long; what raises here must not hide what the statement before it has done."""
-        if connection is not None and connection is self.connection:
+        if connection is not None:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
 
