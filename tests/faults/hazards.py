@@ -6,6 +6,7 @@ seen that the hazard is real, and that safedb survives it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -232,7 +233,7 @@ def functions(way: Way, path: str) -> dict[str, Any]:
         handle.execute("INSERT INTO t VALUES (?)", (number,))
 
     def work() -> None:
-        for _ in range(20):
+        for _ in itertools.count() if way is Hand else range(20):  # by hand until it hangs: when, is chance
             answers.add(handle.execute("SELECT sum(f(x)) FROM t").fetchone()[0])
             handle.execute("UPDATE t SET x = f(x) WHERE x < 10")
 

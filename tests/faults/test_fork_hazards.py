@@ -198,8 +198,8 @@ def test_a_child_that_closes_the_handle_does_not_undo_its_parents_transaction(tm
 def test_functions_of_pythons_do_not_deadlock_threads(tmp_path: Path) -> None:
     """H23: by hand, with one connection for all threads, the interpreter's lock meets SQLite's mutex, for good.
 
-    Written down: four threads run a SELECT and an UPDATE that call a function of Python's, 100 times. That the process
-    by hand hangs is seen by its using no processor time; only SIGKILL ends it.
+    Written down: four threads run a SELECT and an UPDATE that call a function of Python's, 20 times each; by hand for
+    ever. That the process by hand hangs is seen by its using no processor time; only SIGKILL ends it.
     """
     order = [sys.executable, STEPS, "functions", "hand", str(tmp_path / "hand.db")]
     with subprocess.Popen(order, env=ENVIRON, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
