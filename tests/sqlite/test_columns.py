@@ -286,3 +286,29 @@ def test_any_thread_may_ask(db: safedb.Database) -> None:
     for thread in threads:
         thread.join(30)
     assert not errors
+
+
+def test_who_reads_while_another_finds_out_the_types_has_them_too(
+    db: safedb.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written down: the first read of a statement counts its columns; just then another thread has read it whole."""
+    sql = "SELECT at FROM t"
+    run = type(db._engine.readers).run  # type: ignore[attr-defined]
+    others: list[Any] = []
+
+    class Counted(tuple[Any, ...]):
+        __slots__ = ()
+
+        def __len__(self) -> int:
+            if not others:
+                monkeypatch.undo()
+                others.append(db.execute(sql).scalar())
+            return super().__len__()
+
+    def first(*args: Any) -> Any:
+        rows, description, count = run(*args)
+        return rows, Counted(description), count
+
+    monkeypatch.setattr(type(db._engine.readers), "run", first)  # type: ignore[attr-defined]
+    assert db.execute(sql).scalar() == WHEN
+    assert others == [WHEN]
