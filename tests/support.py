@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
+from types import CodeType, FrameType
 from typing import Any
 
 import safedb
@@ -206,3 +208,37 @@ def process_group(
 def unmeasured() -> dict[str, str]:
     """Give this process's environment without coverage's part in it: measuring imports modules of its own."""
     return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+
+
+class Interrupted(BaseException):
+    """Be the exception that is planted."""
+
+
+def interrupted_at(moment: int, call: Callable[[], Any], *, within: Container[CodeType] | None = None) -> bool:
+    """Call something, and raise at one of its lines; tell whether it had so many.
+
+    ``within``: count only the lines of these functions. (Not at one of its bytecodes: Python 3.12 tells of these only
+    in frames that began before.)
+    """
+    left = moment
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        if within is not None and frame.f_code not in within:
+            return None
+        if event == "line":
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise Interrupted
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except Interrupted:
+        return True
+    finally:
+        sys.settrace(before)
+    return False

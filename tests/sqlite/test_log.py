@@ -15,12 +15,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 from reliability import Record, form
-from support import JOIN, Crew, sqlite3, unmeasured, wait_until
+from support import JOIN, Crew, interrupted_at, sqlite3, unmeasured, wait_until
 
 import safedb
 from safedb.sqlite import engine
@@ -740,37 +739,6 @@ def test_a_pause_gives_up_at_its_deadline(path: Path, plain: sqlite3.Connection,
     assert log.pause(0.0)
     log.resume()
     assert crew(log.has_grown, BEGINNING, 1).result()
-
-
-class Interrupted(BaseException):
-    """Be the exception that is planted."""
-
-
-def interrupted_at(moment: int, call: Callable[[], Any]) -> bool:
-    """Call something, and raise at one of its lines; tell whether it had so many.
-
-    (Not at one of its bytecodes: Python 3.12 tells of these only in frames that began before.)
-    """
-    left = moment
-
-    def trace(_: FrameType, event: str, __: Any) -> Any:
-        nonlocal left
-        if event == "line":
-            left -= 1
-            if left < 0:
-                sys.settrace(None)
-                raise Interrupted
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except Interrupted:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
 
 
 def test_an_interrupt_of_a_pause_does_not_end_the_keepers_looks(

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import gc
 import itertools
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from types import FrameType
+from functools import partial
 from typing import Any
 
 import pytest
 from conftest import Connect
-from support import JOIN, Crew, Worker, line_behind_a_block, sizes, wait_until
+from support import JOIN, Crew, Worker, interrupted_at, line_behind_a_block, sizes, wait_until
 
 import safedb
 from safedb.sqlite import turns as module
@@ -334,31 +333,7 @@ def test_who_awakes_without_a_call_wakes_one(turns: Turns, clock: Clock) -> None
     assert awake(tickets) == [0, 6]
 
 
-def struck(call: Callable[[], None], moment: int) -> bool:
-    """Call, and raise `KeyboardInterrupt` before line ``moment`` of what passes a call on; tell if it came."""
-    codes = {module.Turns.call_follower.__code__, module.Turns._call_several.__code__, module.raise_signal.__code__}
-    left = moment
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal left
-        if frame.f_code not in codes:
-            return None
-        if event == "line":
-            left -= 1
-            if left < 0:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
+PASSING_ON = {Turns.call_follower.__code__, Turns._call_several.__code__, module.raise_signal.__code__}
 
 
 @pytest.mark.parametrize("late", [0.0, 2 * CONGESTED])
@@ -368,7 +343,7 @@ def test_an_interrupt_before_any_line_of_a_call_loses_nobody(clock: Clock, late:
         turns = Turns(primitives=clock)
         tickets = round_of(turns, SEVERAL + 3)
         clock.now += late
-        came = struck(lambda turns=turns, first=tickets[0]: turns.call_follower(first), moment)  # type: ignore[misc]
+        came = interrupted_at(moment, partial(turns.call_follower, tickets[0]), within=PASSING_ON)
         called: set[int] = set()
         turns.call_follower(tickets[0])
         while fresh := set(awake(tickets)) - called - {0}:
